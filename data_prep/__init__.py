@@ -1,0 +1,1 @@
+"""Documents -> token ids -> memory-mapped shards -> training rows."""

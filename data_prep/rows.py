@@ -1,0 +1,224 @@
+"""Training rows out of shards, by Megatron-core's GPTDataset and its blended builder."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from torch import distributed
+from torch.utils.data import Dataset
+
+from data_prep.artifact import ShardPart, ShardSet
+from data_prep.errors import DataError
+from data_prep.megatron import BlendedMegatronDatasetBuilder, GPTDataset, GPTDatasetConfig, IndexedDataset
+from data_prep.shards import writing
+
+logger = logging.getLogger(__name__)
+
+
+class RowDataset(Dataset):
+    """A fixed number of rows; row i is {"tokens": int64 [row_length], "labels": int64 [row_length]}.
+
+    Labels are the tokens shifted by one: labels[j] is the token after tokens[j] in the joined documents.
+    """
+
+    def __init__(self, source: Dataset, rows: int) -> None:
+        self._source = source
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < self._rows:
+            raise IndexError(f"row {index} of {self._rows}")
+        row = self._source[index]
+        return {"tokens": row["tokens"], "labels": row["labels"]}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to train on and held-out rows; validation is None where nothing was held out."""
+
+    train: RowDataset
+    validation: RowDataset | None
+
+
+@dataclass(frozen=True)
+class _ShardTokenizer:
+    """All that GPTDataset asks of a tokenizer. It has no `pad`, so that no token id is ever taken for padding."""
+
+    vocab_size: int
+    eod: int
+    digest: str
+
+    @property
+    def unique_identifiers(self) -> dict[str, str]:
+        return {"tokenizer": self.digest}
+
+
+def build_rows(
+    shards: ShardSet,
+    folder: Path,
+    *,
+    train_rows: int,
+    validation_rows: int | None,
+    row_length: int | None = None,
+    cache_dir: Path,
+) -> Rows:
+    """Documents in shuffled order, joined and cut into full rows, in shuffled order; no masks, no resets.
+
+    Training rows are drawn from the sources by weight; a source that is too small is repeated. Validation rows are one
+    epoch of the held-out documents, or the first `validation_rows` of it (fewer if there are not as many).
+
+    Order: row i depends on the shards, their seed, row_length and i; on `train_rows` only through the number of epochs
+    that a source needs for it, since Megatron shuffles all epochs of a source together (but for a last one of which
+    less than 80% is used). So a run resumes exactly with the same `train_rows`; a longer run begins with the same rows
+    only if no source is repeated in either. The order does not depend on the number of processes.
+
+    Call it on every rank of an initialised process group, or in a process without one. Rank 0 builds the index files
+    in `cache_dir`, which all ranks share; they appear there as a whole, under a name made of the shards' digests.
+
+    Raises: DataError if a source has too few tokens for one row, or the disk of `cache_dir` is full.
+    """
+    row_length = shards.row_length if row_length is None else row_length
+    train = [source.train for source in shards.sources]
+    validation = [source.validation for source in shards.sources if source.validation.tokens > row_length]
+    _refuse(train, train_rows, validation_rows, row_length)
+    config = _Request(shards, Path(folder), train, validation, train_rows, row_length)
+    with _process_group(), _cache(Path(cache_dir) / config.key) as cache:
+        built_train, built_validation = config.build(cache)
+    held = 0 if built_validation is None else len(built_validation)
+    held = held if validation_rows is None else min(held, validation_rows)
+    logger.info("%d training and %d validation rows of %d tokens", train_rows, held, row_length)
+    return Rows(
+        train=RowDataset(built_train, train_rows), validation=RowDataset(built_validation, held) if held else None
+    )
+
+
+def validation_tokens(shards: ShardSet, folder: Path) -> numpy.ndarray:
+    """All held-out token ids, documents joined in the order of the shards, each with its EOS: int64 [tokens]."""
+    parts = [source.validation for source in shards.sources if source.validation.documents]
+    joined = [numpy.memmap(Path(folder) / f"{part.prefix}.bin", dtype=shards.dtype, mode="r") for part in parts]
+    return numpy.concatenate([numpy.zeros(0, numpy.int64), *joined])
+
+
+def part_documents(part: ShardPart, folder: Path) -> IndexedDataset:
+    """The documents of a part that has any, as Megatron-core reads them."""
+    return IndexedDataset(str(Path(folder) / part.prefix))
+
+
+def _refuse(train: list[ShardPart], train_rows: int, validation_rows: int | None, row_length: int) -> None:
+    if row_length < 2:
+        raise DataError(f"row_length {row_length}: a row needs at least 2 tokens")
+    if train_rows < 1:
+        raise DataError(f"train_rows {train_rows}: at least one row is needed")
+    if validation_rows is not None and validation_rows < 0:
+        raise DataError(f"validation_rows {validation_rows}: it cannot be negative")
+    for part in train:
+        if part.tokens <= row_length:
+            raise DataError(
+                f"{part.prefix}: {part.tokens} tokens, a row of {row_length} needs {row_length + 1}; "
+                "lower the row length or add documents"
+            )
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is asked of Megatron's builder."""
+
+    shards: ShardSet
+    folder: Path
+    train: list[ShardPart]
+    validation: list[ShardPart]
+    train_rows: int
+    row_length: int
+
+    @property
+    def key(self) -> str:
+        """Names the index files of this request. Megatron's own key knows the shards' paths but not their content."""
+        weights = [source.weight for source in self.shards.sources]
+        digests = [part.digest for part in (*self.train, *self.validation)]
+        facts = (digests, weights, self.shards.seed, self.train_rows, self.row_length)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+    def build(self, cache: Path) -> tuple[Dataset, Dataset | None]:
+        train = (self._prefixes(self.train), [source.weight for source in self.shards.sources])
+        validation = (self._prefixes(self.validation), None) if self.validation else None
+        config = GPTDatasetConfig(
+            random_seed=self.shards.seed,
+            sequence_length=self.row_length,
+            blend_per_split=[train, validation, None],
+            path_to_cache=str(cache),
+            # Rounding may draw a few rows more from a source than its weight says: 2 per source cover all of them.
+            mid_level_dataset_surplus=max(0.005, 2 * len(self.train) / self.train_rows),
+            tokenizer=_ShardTokenizer(self.shards.vocab_size, self.shards.eos_id, self.shards.tokenizer_digest),
+            reset_position_ids=False,
+            reset_attention_mask=False,
+            eod_mask_loss=False,
+            create_attention_mask=False,
+        )
+        sizes = [self.train_rows, None, None]
+        built = BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, config).build()
+        return built[0], built[1]
+
+    def _prefixes(self, parts: list[ShardPart]) -> list[str]:
+        return [str(self.folder / part.prefix) for part in parts]
+
+
+@contextlib.contextmanager
+def _process_group() -> Iterator[None]:
+    """Megatron's blended data set asks for its rank, so a process without a group gets one of its own for a moment."""
+    if distributed.is_initialized():
+        yield
+        return
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _cache(path: Path) -> Iterator[Path]:
+    """The folder of a request's index files: `path` if it is complete, else a temporary one that becomes `path`.
+
+    Megatron writes index files in place and takes any that exist for complete, so a killed run must not leave them.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    first = distributed.get_rank() == 0
+    if first and not path.is_dir():
+        shutil.rmtree(temporary, ignore_errors=True)
+        with writing(temporary):
+            temporary.mkdir(parents=True)
+    distributed.barrier()
+    if path.is_dir():
+        yield path
+        return
+    try:
+        with writing(temporary), _unwrapped():
+            yield temporary
+    except BaseException:
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    distributed.barrier()
+    if first:
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Megatron's builder wraps an OSError from its cache in a bare Exception; take it out again."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from error
+        raise

@@ -1,0 +1,1 @@
+"""Which model variants are scored on which tasks at which lengths, and the scores."""

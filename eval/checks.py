@@ -1,0 +1,162 @@
+"""Every refusal of an evaluation, before any work: what comes out is all that the units read."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eval.config import EvaluationConfig, RecallConfig
+from eval.errors import EvaluationError
+from eval.files import digest_files, digest_text
+from eval.harness import read_items
+from eval.length_sweep import rows_at
+from eval.models import (
+    Models,
+    load_tokenizer,
+    model_digest,
+    pick_device,
+    read_config,
+    require_no_rope,
+    require_rope,
+    role_of,
+    tokenizer_digest,
+)
+from eval.recall_samples import load_words, recall_samples
+from eval.tokens import count_tokens, open_prefixes, read_tokens
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+_HAYSTACK_ROWS = 16
+"""Rows of the longest length that a haystack of text is drawn from."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The inputs of the units, read and checked.
+
+    context: training length C in tokens. tokens: [n] held-out tokens. rows: rows of the loss at each context factor.
+    prefix: token ids that a recall sample begins with. items: of each harness task. digests: of each input, by role.
+    """
+
+    context: int
+    tokenizer: "PreTrainedTokenizerBase"
+    device: "torch.device"
+    tokens: np.ndarray
+    rows: dict[int, int]
+    prefix: tuple[int, ...]
+    items: dict[str, list[dict[str, Any]]]
+    digests: dict[str, str]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without special tokens."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def check(config: EvaluationConfig, models: Models) -> None:
+    """Raises: EvaluationError for anything that would stop `run` later. Writes nothing."""
+    prepare(config, models)
+
+
+def prepare(config: EvaluationConfig, models: Models) -> Prepared:
+    """Read the inputs and refuse what cannot be evaluated.
+
+    Raises: EvaluationError.
+    """
+    device = pick_device(config.device)
+    items = {task.name: read_items(task) for task in config.harness}
+    if config.recall is not None:
+        load_words(config.recall)
+    folders, configs = _read_models(config, models)
+    context = configs["source"].max_position_embeddings
+    tokenizer = load_tokenizer(models.tokenizer)
+    for role, found in configs.items():
+        if len(tokenizer) > found.vocab_size:
+            raise EvaluationError(
+                f"{models.tokenizer}: {len(tokenizer)} tokens, but {folders[role]} has a vocabulary of "
+                f"{found.vocab_size}; give the tokenizer that the model was trained with"
+            )
+    tokens = _read_validation(config, models, context, min(found.vocab_size for found in configs.values()))
+    prepared = Prepared(
+        context=context,
+        tokenizer=tokenizer,
+        device=device,
+        tokens=tokens,
+        rows={factor: rows_at(len(tokens), config.loss.tokens, factor * context) for factor in config.lengths},
+        prefix=tuple(token for token in tokenizer.encode("") if token == tokenizer.bos_token_id),
+        items=items,
+        digests=_digests(config, models, folders),
+    )
+    if config.recall is not None:
+        _check_recall(config.recall, config, prepared)
+    return prepared
+
+
+def _read_models(config: EvaluationConfig, models: Models) -> tuple[dict[str, Path], dict[str, "PretrainedConfig"]]:
+    """Folder and HF config of each model that the variants need, by its role; the source, which says C, always."""
+    folders = {"source": models.source}
+    for variant in config.variants:
+        folders[role_of(variant)] = models.folder(variant)
+    configs = {role: read_config(folder) for role, folder in folders.items()}
+    for role, found in configs.items():
+        if role == "drope":
+            require_no_rope(folders[role], found)
+        else:
+            require_rope(folders[role], found)
+    return folders, configs
+
+
+def _read_validation(config: EvaluationConfig, models: Models, context: int, vocabulary: int) -> np.ndarray:
+    """The held-out tokens that loss and haystack take."""
+    longest = config.lengths[-1] * context
+    datasets = open_prefixes(models.validation)
+    available = count_tokens(datasets)
+    if available < longest + 1:
+        raise EvaluationError(
+            f"validation: {available} tokens, but one row at {config.lengths[-1]}x the context of {context} takes "
+            f"{longest + 1}; prepare more validation text, or take {config.lengths[-1]} out of lengths"
+        )
+    text = config.recall is not None and config.recall.haystack == "text"
+    tokens = read_tokens(datasets, max(config.loss.tokens, (_HAYSTACK_ROWS if text else 1) * longest) + 1)
+    if len(tokens) <= config.loss.tokens:
+        log.warning("validation has %d tokens, loss.tokens asks for %d; all are scored", available, config.loss.tokens)
+    if tokens.max() >= vocabulary:
+        raise EvaluationError(
+            f"validation: token id {tokens.max()}, but the model's vocabulary ends at {vocabulary - 1}; prepare the "
+            "text with the model's own tokenizer"
+        )
+    return tokens
+
+
+def _check_recall(recall: RecallConfig, config: EvaluationConfig, prepared: Prepared) -> None:
+    """Refuse words that the tokenizer does not know, and needles that do not fit the shortest length."""
+    keys, values = load_words(recall)
+    unknown = prepared.tokenizer.unk_token_id
+    facts = [("keys", key, recall.fact.format(key=key, value=values[0])) for key in keys]
+    facts += [("values", value, recall.fact.format(key=keys[0], value=value)) for value in values]
+    for field, word, fact in facts:
+        if unknown is not None and unknown in prepared.encode(fact):
+            raise EvaluationError(
+                f"recall.{field}: {word!r} in the fact {fact!r} holds a token that the tokenizer does not know; "
+                "use words and a template of its vocabulary"
+            )
+    shortest = config.lengths[0] * prepared.context
+    recall_samples(recall, prepared.encode, prepared.tokens, shortest, config.seed, prepared.prefix)
+
+
+def _digests(config: EvaluationConfig, models: Models, folders: dict[str, Path]) -> dict[str, str]:
+    """Digest of every input, by its role: models, tokenizer, validation, recall words, harness files."""
+    digests = {role: model_digest(folder) for role, folder in folders.items()}
+    digests["tokenizer"] = tokenizer_digest(models.tokenizer)
+    shards = [digest_files([Path(f"{prefix}.bin"), Path(f"{prefix}.idx")]) for prefix in models.validation]
+    digests["validation"] = digest_text(" ".join(shards))
+    if config.recall is not None:
+        digests["words"] = digest_text(repr(load_words(config.recall)))
+    for task in config.harness:
+        digests[f"harness.{task.name}"] = digest_files([task.path])
+    return digests

@@ -1,0 +1,139 @@
+"""The model folders that an evaluation reads: what they are, and what must hold of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eval.config import Variant
+from eval.errors import EvaluationError
+from eval.files import digest_files
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+KNOWN_TYPES = ("llama", "smollm3")
+"""Model types whose logits are the output layer applied to the decoder's states, with nothing in between."""
+
+_TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
+
+
+@dataclass(frozen=True)
+class Models:
+    """The inputs of an evaluation, all local.
+
+    source: HF folder of the RoPE model. drope: HF folder of the recalibrated export. control: HF folder of the source
+    trained on the same tokens with RoPE kept. tokenizer: HF folder. validation: prefixes of Megatron .bin/.idx files.
+    """
+
+    source: Path
+    drope: Path | None
+    control: Path | None
+    tokenizer: Path
+    validation: tuple[Path, ...]
+
+    def folder(self, variant: Variant) -> Path:
+        """The folder that `variant` is made from.
+
+        Raises: EvaluationError where that model is not given.
+        """
+        if variant in ("drope", "drope_scaled"):
+            folder, wanted = self.drope, "the recalibrated export"
+        elif variant == "control":
+            folder, wanted = self.control, "the model trained on the same tokens with RoPE kept"
+        else:
+            folder, wanted = self.source, "the source model"
+        if folder is None:
+            raise EvaluationError(
+                f"variants: {variant} needs {wanted}, which is absent; make it, or take {variant} out of variants"
+            )
+        return folder
+
+
+def role_of(variant: Variant) -> str:
+    """The role of the folder that `variant` is made from: source, drope or control."""
+    return {"drope": "drope", "drope_scaled": "drope", "control": "control"}.get(variant, "source")
+
+
+def read_config(folder: Path) -> "PretrainedConfig":
+    """The HF config of a model folder.
+
+    Raises: EvaluationError where the folder holds no model of a known type with safetensors weights.
+    """
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise EvaluationError(f"{folder}: no config.json there; give the folder of a Hugging Face model")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(f"{folder}/config.json: unknown format: {_one_line(error)}") from None
+    if config.model_type not in KNOWN_TYPES:
+        raise EvaluationError(f"{folder}: model type {config.model_type!r}; this evaluates {' and '.join(KNOWN_TYPES)}")
+    if not any(folder.glob("*.safetensors")):
+        raise EvaluationError(f"{folder}: no *.safetensors weights there; other formats are not loaded")
+    return config
+
+
+def require_rope(folder: Path, config: "PretrainedConfig") -> None:
+    """Raises: EvaluationError unless every layer rotates with plain RoPE (the start of PI, NTK and YaRN)."""
+    parameters = config.rope_parameters
+    if config.model_type != "llama" or parameters.get("rope_type") != "default":
+        raise EvaluationError(
+            f"{folder}: {config.model_type} with rope_type {parameters.get('rope_type')!r}; the RoPE variants start "
+            "from a llama model with rope_type 'default'"
+        )
+
+
+def require_no_rope(folder: Path, config: "PretrainedConfig") -> None:
+    """Raises: EvaluationError unless no layer rotates."""
+    layers = getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers
+    rotating = [index for index, rotates in enumerate(layers) if rotates]
+    if rotating:
+        raise EvaluationError(
+            f"{folder}: layers {rotating} still have RoPE; give the exported model, a smollm3 with no_rope_layers all 0"
+        )
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Raises: EvaluationError where the folder has no tokenizer that transformers can load."""
+    from transformers import AutoTokenizer
+
+    if not folder.is_dir():
+        raise EvaluationError(f"{folder}: no such tokenizer folder; give one that has tokenizer.json")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        # AutoTokenizer ends in many kinds of error, among them plain Exception from the Rust side.
+        raise EvaluationError(f"{folder}: unknown tokenizer format: {_one_line(error)}") from None
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """SHA-256 over the folder's tokenizer files."""
+    names = {path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)}
+    skipped = ("config.json", "generation_config.json", "model.safetensors.index.json")
+    return digest_files([path for path in names if path.name not in skipped])
+
+
+def model_digest(folder: Path) -> str:
+    """SHA-256 over config and weights (see `digest_files` on large ones)."""
+    return digest_files([folder / "config.json", *folder.glob("*.safetensors")])
+
+
+def pick_device(wanted: str) -> "torch.device":
+    """The device for auto | cpu | cuda: the only place that asks what this machine has.
+
+    Raises: EvaluationError where cuda is asked for and absent.
+    """
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if wanted == "cpu" or (wanted == "auto" and accelerator is None):
+        return torch.device("cpu")
+    if wanted == "cuda" and (accelerator is None or accelerator.type != "cuda"):
+        raise EvaluationError("device = cuda: no CUDA device is visible here; use auto or cpu")
+    return accelerator
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

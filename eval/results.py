@@ -1,0 +1,86 @@
+"""The scores of an evaluation and the files that they are kept in."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from eval.config import EvaluationConfig, Variant
+from eval.errors import EvaluationError
+from eval.files import write_atomic
+
+SCHEMA_VERSION = 1
+RESULTS = "results.json"
+TABLE = "results.csv"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Score(_Record):
+    """One number: a variant on a task at a length."""
+
+    variant: Variant = Field(description="Model variant.")
+    task: str = Field(description="loss, recall, or the name of a harness task.")
+    metric: str = Field(description="nats_per_token, exact_match, acc or acc_norm.")
+    context_factor: int = Field(description="Evaluated length / training length.")
+    length: int | None = Field(description="Tokens of a row or sample; none for a harness task.")
+    value: float = Field(description="The score.")
+    stderr: float | None = Field(description="Standard error over rows, samples or items; none for a single one.")
+    samples: int = Field(description="Rows, samples or items scored.")
+    seconds: float = Field(description="Time that the scoring took, without loading the model.")
+
+
+class Curve(_Record):
+    """Loss along the position, at the longest length."""
+
+    variant: Variant = Field(description="Model variant.")
+    context_factor: int = Field(description="Evaluated length / training length.")
+    length: int = Field(description="Tokens of a row.")
+    edges: tuple[int, ...] = Field(description="Edges of the position buckets in tokens, one more than buckets.")
+    loss: tuple[float, ...] = Field(description="Mean next-token loss in each bucket, in nats per token.")
+
+
+class Results(_Record):
+    """Everything that an evaluation found, with what it was found on."""
+
+    schema_version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this form.")
+    source: str = Field(description="Folder of the source model.")
+    training_length: int = Field(description="The source's context in tokens: context factor 1.")
+    models: dict[str, str] = Field(description="Digest of config and weights of each model folder, by its role.")
+    tokenizer_digest: str = Field(description="SHA-256 over the tokenizer's files.")
+    config: EvaluationConfig = Field(description="What was asked for.")
+    scores: tuple[Score, ...] = Field(description="All scores: by task, then variant, then length.")
+    curves: tuple[Curve, ...] = Field(description="Loss along the position at the longest length, by variant.")
+    chance: dict[str, float] = Field(description="What guessing would score, by task.")
+    environment: dict[str, str] = Field(description="Versions and devices that computed this.")
+    seconds: float = Field(description="Time of all units, also of those kept from an interrupted run.")
+
+    def save(self, folder: Path) -> None:
+        """Write results.csv, then results.json, each atomically: where results.json is, the results are whole."""
+        write_atomic(folder / TABLE, self.table())
+        write_atomic(folder / RESULTS, self.model_dump_json(indent=1) + "\n")
+
+    def table(self) -> str:
+        """The scores as CSV, one line each, with a header."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(Score.model_fields), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(score.model_dump() for score in self.scores)
+        return text.getvalue()
+
+    @classmethod
+    def load(cls, folder: Path) -> "Results":
+        """Raises: EvaluationError where there are no results, or of another form."""
+        path = folder / RESULTS
+        if not path.is_file():
+            raise EvaluationError(f"{path} does not exist; run the evaluation first")
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise EvaluationError(f"{path}: unknown format: {place}: {first['msg']}; evaluate again") from None

@@ -1,0 +1,136 @@
+"""The matrix variant x task x length as independent units, each kept in a file of its own once it is computed."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from eval.config import EvaluationConfig, HarnessTask, Variant
+from eval.files import digest_text, write_atomic
+from eval.results import SCHEMA_VERSION, Curve, Score
+from eval.variants import canonical, depends_on_factor
+
+log = logging.getLogger(__name__)
+
+UNITS = "units"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One task on one computed variant at one context factor; harness: the lm-eval task, where it is one."""
+
+    task: str
+    variant: Variant
+    factor: int
+    harness: HarnessTask | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the unit's files."""
+        return f"{self.task}-{self.variant}-{self.factor}x"
+
+    @property
+    def model(self) -> tuple[Variant, int | None]:
+        """What identifies the loaded model: units with the same one share it."""
+        return self.variant, self.factor if depends_on_factor(self.variant) else None
+
+
+class UnitResult(BaseModel):
+    """A computed unit, as kept in units/NAME.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    digest: str = Field(description="Digest of all that the scores depend on.")
+    scores: tuple[Score, ...] = Field(description="The unit's scores.")
+    curve: Curve | None = Field(description="Loss along the position, for a loss unit.")
+    seconds: float = Field(description="Time that the scoring took.")
+
+
+def plan_units(config: EvaluationConfig) -> list[Unit]:
+    """The units to compute, without repeats, those of one model next to each other.
+
+    Where a scaling is the identity (see `canonical`) the plain variant's unit stands for it.
+    """
+    units: dict[Unit, None] = {}
+    for variant in config.variants:
+        for factor in config.lengths:
+            computed = canonical(variant, factor, config.softmax_scale_c)
+            units[Unit("loss", computed, factor)] = None
+            if config.recall is not None:
+                units[Unit("recall", computed, factor)] = None
+        for task in config.harness:
+            units[Unit(task.name, canonical(variant, 1, config.softmax_scale_c), 1, task)] = None
+    first_seen = {model: place for place, model in reversed(list(enumerate(unit.model for unit in units)))}
+    return sorted(units, key=lambda unit: first_seen[unit.model])
+
+
+def unit_digest(unit: Unit, config: EvaluationConfig, lineage: dict[str, str]) -> str:
+    """Digest of all that the unit's scores depend on; a changed configuration keeps the units that it does not touch.
+
+    lineage: digests of the inputs (model, tokenizer, validation, data files) that this unit reads.
+    """
+    if unit.harness is not None:
+        task = unit.harness.model_dump(mode="json", exclude={"path"})
+    elif unit.task == "recall" and config.recall is not None:
+        task = config.recall.model_dump(mode="json")
+    else:
+        task = config.loss.model_dump(mode="json")
+    facts = {
+        "schema_version": SCHEMA_VERSION,
+        "unit": unit.name,
+        "task": task,
+        "lineage": lineage,
+        "numbers": config.model_dump(mode="json", include={"dtype", "seed", "device", "batch_tokens"}),
+        "softmax_scale_c": config.softmax_scale_c if unit.variant == "drope_scaled" else None,
+    }
+    return digest_text(json.dumps(facts, sort_keys=True))
+
+
+def keep(out_dir: Path, unit: Unit, result: UnitResult) -> None:
+    """Write a computed unit, atomically."""
+    write_atomic(out_dir / UNITS / f"{unit.name}.json", result.model_dump_json(indent=1) + "\n")
+
+
+def kept(out_dir: Path, unit: Unit, digest: str) -> UnitResult | None:
+    """The kept unit, where there is one that was computed from the same things."""
+    path = out_dir / UNITS / f"{unit.name}.json"
+    if not path.is_file():
+        return None
+    try:
+        result = UnitResult.model_validate_json(path.read_bytes())
+    except ValidationError:
+        log.warning("%s is unreadable; computing it again", path)
+        return None
+    if result.digest != digest:
+        log.info("%s was computed from another configuration or other inputs; computing it again", path)
+        return None
+    return result
+
+
+def scores_of(config: EvaluationConfig, results: dict[Unit, UnitResult]) -> list[Score]:
+    """The scores of every variant asked for, by task, variant, length; copied where one unit stands for several."""
+    tasks: list[tuple[str, HarnessTask | None]] = [("loss", None)]
+    if config.recall is not None:
+        tasks.append(("recall", None))
+    tasks += [(task.name, task) for task in config.harness]
+    scores = []
+    for name, harness in tasks:
+        for variant in config.variants:
+            for factor in config.lengths if harness is None else (1,):
+                unit = Unit(name, canonical(variant, factor, config.softmax_scale_c), factor, harness)
+                scores += [score.model_copy(update={"variant": variant}) for score in results[unit].scores]
+    return scores
+
+
+def curves_of(config: EvaluationConfig, results: dict[Unit, UnitResult]) -> list[Curve]:
+    """The loss along the position of every variant asked for, at the longest length."""
+    factor = config.lengths[-1]
+    curves = []
+    for variant in config.variants:
+        unit = Unit("loss", canonical(variant, factor, config.softmax_scale_c), factor)
+        curve = results[unit].curve
+        if curve is not None:
+            curves.append(curve.model_copy(update={"variant": variant}))
+    return curves

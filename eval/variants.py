@@ -1,0 +1,138 @@
+"""Model variants as exact transforms of one source model: no weight is trained, only positions are read differently."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.config import Variant
+from eval.errors import EvaluationError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def canonical(variant: Variant, factor: int, softmax_scale_c: float) -> Variant:
+    """The variant that is computed for `variant` at context factor s: at s = 1 every scaling is the identity.
+
+    PI, NTK and YaRN with factor 1 are the source; beta = 1 + c ln 1 = 1 leaves DroPE as it is, and so does c = 0.
+    """
+    if variant in ("pi", "ntk", "yarn") and factor == 1:
+        return "rope"
+    if variant == "drope_scaled" and (factor == 1 or softmax_scale_c == 0):
+        return "drope"
+    return variant
+
+
+def depends_on_factor(variant: Variant) -> bool:
+    """Whether the model itself changes with the context factor; if not, one load serves every length."""
+    return variant in ("pi", "ntk", "yarn", "drope_scaled")
+
+
+def ntk_theta(theta: float, head_dim: int, factor: float) -> float:
+    """NTK-aware base: theta' = theta * s^(d / (d - 2)), so that the slowest frequency is divided by s exactly.
+
+    Source: bloc97 (2023), "NTK-aware scaled RoPE"; equation 16 of YaRN (arXiv:2309.00071).
+    """
+    return theta * factor ** (head_dim / (head_dim - 2))
+
+
+def softmax_scale(factor: float, c: float) -> float:
+    """DroPE's softmax scale beta = 1 + c ln s (arXiv:2512.12167), a factor of the attention logits."""
+    import math
+
+    return 1 + c * math.log(factor)
+
+
+def scaled_rope(variant: Variant, theta: float, head_dim: int, factor: int, context: int) -> dict[str, Any]:
+    """`rope_parameters` of transformers for a RoPE variant at context factor `factor`.
+
+    context: training length in tokens. Sources: PI, arXiv:2306.15595 (positions divided by s); YaRN, arXiv:2309.00071.
+    """
+    if variant == "pi":
+        return {"rope_type": "linear", "rope_theta": theta, "factor": float(factor)}
+    if variant == "ntk":
+        return {"rope_type": "default", "rope_theta": ntk_theta(theta, head_dim, factor)}
+    if variant == "yarn":
+        return {
+            "rope_type": "yarn",
+            "rope_theta": theta,
+            "factor": float(factor),
+            "original_max_position_embeddings": context,
+        }
+    return {"rope_type": "default", "rope_theta": theta}
+
+
+def variant_config(variant: Variant, config: "PretrainedConfig", factor: int, context: int) -> "PretrainedConfig":
+    """The config of `variant` at context factor `factor`; `config` itself is left as it is.
+
+    max_position_embeddings is raised to factor * context, so that nothing clips.
+    """
+    import copy
+
+    changed = copy.deepcopy(config)
+    changed.max_position_embeddings = max(config.max_position_embeddings, factor * context)
+    if variant in ("pi", "ntk", "yarn"):
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        theta = config.rope_parameters["rope_theta"]
+        changed.rope_parameters = scaled_rope(variant, theta, head_dim, factor, context)
+    return changed
+
+
+def load_variant(
+    variant: Variant,
+    folder: Path,
+    factor: int,
+    *,
+    context: int,
+    softmax_scale_c: float = 0.0,
+    dtype: str = "float32",
+    device: "torch.device | str" = "cpu",
+) -> "PreTrainedModel":
+    """The HF model of `variant`, made from `folder`, for lengths up to factor * context tokens; in eval mode.
+
+    Raises: EvaluationError where tensors are missing, unknown or misshapen.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    from eval.models import read_config
+
+    transformers_logging.disable_progress_bar()
+    config = variant_config(variant, read_config(folder), factor, context)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (RuntimeError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise EvaluationError(f"{folder}: the weights do not load: {reason}") from None
+    for kind in ("missing_keys", "unexpected_keys"):
+        if report[kind]:
+            names = sorted(report[kind])
+            raise EvaluationError(f"{folder}: {len(names)} {kind.replace('_', ' ')}, the first {names[0]}")
+    if variant == "drope_scaled":
+        scale_queries(model, softmax_scale(factor, softmax_scale_c))
+    return model.to(device).eval()
+
+
+def scale_queries(model: "PreTrainedModel", beta: float) -> None:
+    """Multiply every layer's queries by beta, in place: softmax(beta q.k / sqrt d) with stock attention.
+
+    Raises: EvaluationError where a norm after the projection would take the factor out again.
+    """
+    import torch
+
+    with torch.no_grad():
+        for layer in model.model.layers:
+            attention = layer.self_attn
+            if hasattr(attention, "q_norm"):
+                raise EvaluationError("drope_scaled: this model normalises its queries after the projection; use drope")
+            for parameter in attention.q_proj.parameters():
+                parameter.mul_(beta)

@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints <-> tensor-parallel layouts without positional embeddings."""

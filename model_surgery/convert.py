@@ -1,0 +1,60 @@
+"""Surgery: a Hugging Face checkpoint with RoPE becomes a tensor-parallel layout without positional embeddings."""
+
+import logging
+from pathlib import Path
+
+from tqdm import tqdm
+
+from model_surgery.architectures import rules
+from model_surgery.checkpoint import Checkpoint, fingerprint
+from model_surgery.config import SurgeryConfig
+from model_surgery.errors import SurgeryError
+from model_surgery.layout import Layout, LayoutWriter
+from model_surgery.partition import join
+from model_surgery.shape import ModelShape, read_shape
+from model_surgery.verify import Verification, verify
+
+log = logging.getLogger(__name__)
+
+
+def check(config: SurgeryConfig, source: Path) -> ModelShape:
+    """Everything that can be refused without writing: architecture, tensors, TP degree.
+
+    Raises: SurgeryError.
+    """
+    shape = read_shape(source)
+    shape.check_tensor_parallel(config.tensor_parallel, str(source))
+    with Checkpoint(source):
+        return shape
+
+
+def run(config: SurgeryConfig, *, source: Path, out_dir: Path) -> tuple[Layout, Verification | None]:
+    """Converts and verifies; layout.json is written last.
+
+    Raises: SurgeryError on bad input, or if the layout's logits are not those of the source.
+    """
+    check(config, source)
+    layout = convert(config, source=source, out_dir=out_dir)
+    if config.verify == "off":
+        log.warning("surgery.verify = off: the layout is not compared with its source")
+        return layout, None
+    result = verify(source, out_dir, layout, length=config.verify_tokens)
+    if not result.ok:
+        raise SurgeryError(f"{out_dir}: the layout does not compute what {source} computes: {result.describe()}")
+    log.info("verified: %s", result.describe())
+    return layout, result
+
+
+def convert(config: SurgeryConfig, *, source: Path, out_dir: Path) -> Layout:
+    """Cuts every tensor of the checkpoint into one slice per TP rank."""
+    with Checkpoint(source) as checkpoint:
+        writer = LayoutWriter(out_dir, checkpoint.shape, config.tensor_parallel)
+        plan = list(rules(checkpoint.shape))
+        for rule in tqdm(plan, desc="surgery", unit="tensor", disable=None):
+            parts = tuple(checkpoint.tensor(name) for name in rule.sources)
+            writer.put(rule, join(parts, rule.join, checkpoint.shape))
+    layout = writer.finish(
+        position_embedding="none", source=str(source), source_fingerprint=fingerprint(source)
+    )
+    log.info("%d tensors cut for TP %d", len(plan), config.tensor_parallel)
+    return layout

@@ -1,0 +1,186 @@
+"""A layout becomes a Hugging Face folder that stock transformers loads: SmolLM3 without RoPE layers, or Llama.
+
+`SmolLM3ForCausalLM` with `no_rope_layers = [0, 0, ...]` is Llama without positional embeddings, weight for weight
+(https://huggingface.co/docs/transformers/model_doc/smollm3), so no remote code is needed.
+"""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from model_surgery.config import ExportConfig
+from model_surgery.errors import SurgeryError
+from model_surgery.files import atomic_path, write_json
+from model_surgery.layout import Layout, read_sources
+from model_surgery.model_card import model_card
+from model_surgery.shape import ModelShape
+
+log = logging.getLogger(__name__)
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+_SHARD_BYTES = 4 << 30
+_LOSS_LIMIT = {"float32": 1e-4, "bfloat16": 5e-2}
+
+
+def run(config: ExportConfig, *, layout_dir: Path, source: Path, out_dir: Path, probe: Path | None) -> dict[str, Any]:
+    """Writes the folder and checks it; returns the facts for the manifest.
+
+    `probe`: tokens, labels and losses of the trained model (see recalibration); the exported model must give the same
+    losses. Raises: SurgeryError if it does not, or if a layout file is damaged or missing.
+    """
+    layout = Layout.load(layout_dir)
+    dtype = layout.shape.dtype if config.dtype == "source" else config.dtype
+    if dtype not in _LOSS_LIMIT:
+        raise SurgeryError(f"export.dtype = {dtype!r} (of the source) cannot be written; set it to float32 or bfloat16")
+    source_config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    write_weights(layout_dir, layout, out_dir, getattr(torch, dtype))
+    write_json(out_dir / "config.json", exported_config(source_config, layout, dtype))
+    copied = copy_tokenizer(source, out_dir)
+    facts: dict[str, Any] = {"dtype": dtype, "parameters": layout.shape.parameters, "tokenizer_files": copied}
+    if probe is not None:
+        facts |= compare_losses(out_dir, probe)
+        log.info("the export's losses differ from the trained model's by %.1e on average", facts["mean_difference"])
+    (out_dir / "README.md").write_text(model_card(layout, source_config, facts), encoding="utf-8")
+    return facts
+
+
+def write_weights(layout_dir: Path, layout: Layout, out_dir: Path, dtype: torch.dtype) -> None:
+    """model-*.safetensors with their index; one layout tensor in memory at a time, plus the shard being filled."""
+    sizes = [sum(_elements(piece.shape) for piece in entry.pieces) * dtype.itemsize for entry in layout.tensors]
+    shards = max(1, -(-sum(sizes) // _SHARD_BYTES))
+    limit = -(-sum(sizes) // shards)
+    pending: dict[str, torch.Tensor] = {}
+    weight_map: dict[str, str] = {}
+    pending_bytes = total = 0
+
+    def flush() -> None:
+        nonlocal pending_bytes
+        name = f"model-{len(set(weight_map.values())) + 1:05d}.safetensors"
+        with atomic_path(out_dir / name) as temporary:
+            save_file(pending, temporary, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(pending, name))
+        pending.clear()
+        pending_bytes = 0
+
+    for entry in tqdm(layout.tensors, desc="export", unit="tensor", disable=None):
+        for name, tensor in read_sources(layout_dir, layout, entry).items():
+            pending[name] = tensor.to(dtype).contiguous()
+            pending_bytes += tensor.numel() * dtype.itemsize
+            total += tensor.numel() * dtype.itemsize
+        if pending_bytes >= limit:
+            flush()
+    if pending:
+        flush()
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    write_json(out_dir / "model.safetensors.index.json", index)
+
+
+def exported_config(source: dict[str, Any], layout: Layout, dtype: str) -> dict[str, Any]:
+    """config.json of the exported model: the source's, with the architecture that has or has not RoPE."""
+    kept = {key: source[key] for key in ("vocab_size", "hidden_act", "initializer_range") if key in source}
+    # SmolLM3's own defaults for these ids belong to a vocabulary of 128k entries, so they must be said, even as none.
+    ids = {key: source.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {
+        **_architecture(layout),
+        **kept,
+        **ids,
+        **_sizes(layout.shape),
+        "dtype": dtype,
+        "use_cache": True,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "drope": {"trained_steps": layout.trained_steps, "trained_tokens": layout.trained_tokens},
+    }
+
+
+def _architecture(layout: Layout) -> dict[str, Any]:
+    rope = {"rope_theta": layout.shape.rope_theta, "rope_type": "default"}
+    if layout.position_embedding == "rope":
+        return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rope_parameters": rope}
+    return {
+        "architectures": ["SmolLM3ForCausalLM"],
+        "model_type": "smollm3",
+        "no_rope_layers": [0] * layout.shape.layers,
+        "layer_types": ["full_attention"] * layout.shape.layers,
+        "use_sliding_window": False,
+        "rope_parameters": rope,
+    }
+
+
+def _sizes(shape: ModelShape) -> dict[str, Any]:
+    return {
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "max_position_embeddings": shape.context,
+        "rms_norm_eps": shape.norm_eps,
+        "tie_word_embeddings": shape.tied,
+    }
+
+
+def copy_tokenizer(source: Path, out_dir: Path) -> list[str]:
+    """Copies the tokenizer and the generation config of the source; returns the names copied."""
+    names = [name for name in (*TOKENIZER_FILES, "generation_config.json") if (source / name).is_file()]
+    for name in names:
+        with atomic_path(out_dir / name) as temporary:
+            shutil.copyfile(source / name, temporary)
+    return names
+
+
+def compare_losses(folder: Path, probe: Path) -> dict[str, Any]:
+    """Loss of every probe token by transformers on the exported folder, against the trained model's.
+
+    Raises: SurgeryError if the mean absolute difference exceeds the limit of the exported dtype.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    wanted = load_file(probe)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    with torch.inference_mode():
+        tokens = wanted["tokens"]
+        logits = model(tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits.float()
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted["labels"].flatten(), reduction="none")
+    difference = (losses - wanted["losses"].flatten()).abs()
+    dtype = str(model.dtype).removeprefix("torch.")
+    facts = {
+        "probe_tokens": tokens.numel(),
+        "loss_trained": wanted["losses"].mean().item(),
+        "loss_exported": losses.mean().item(),
+        "mean_difference": difference.mean().item(),
+        "max_difference": difference.max().item(),
+        "limit": _LOSS_LIMIT[dtype],
+    }
+    if facts["mean_difference"] > facts["limit"]:
+        raise SurgeryError(
+            f"{folder}: the exported model's loss differs from the trained one's by {facts['mean_difference']:.2e} per "
+            f"token (limit {facts['limit']:.0e}); the layout it was made from is damaged or from other code"
+        )
+    return facts
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

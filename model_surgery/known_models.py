@@ -1,0 +1,21 @@
+"""Published shapes of the models that the recipes name, so that planning needs no network."""
+
+from model_surgery.shape import ModelShape
+
+
+def _llama(**sizes: object) -> ModelShape:
+    common: dict[str, object] = {"model_type": "llama", "rope_theta": 10000.0, "norm_eps": 1e-5, "dtype": "bfloat16"}
+    return ModelShape.model_validate(common | sizes)
+
+
+KNOWN_MODELS = {
+    "HuggingFaceTB/SmolLM-360M": _llama(
+        layers=32, hidden=960, heads=15, kv_heads=5, head_dim=64, ffn=2560, vocab=49152, context=2048, tied=True
+    ),
+    "HuggingFaceTB/SmolLM-1.7B": _llama(
+        layers=24, hidden=2048, heads=32, kv_heads=32, head_dim=64, ffn=8192, vocab=49152, context=2048, tied=True
+    ),
+    "meta-llama/Llama-2-7b-hf": _llama(
+        layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=128, ffn=11008, vocab=32000, context=4096, tied=False
+    ),
+}

@@ -1,0 +1,189 @@
+"""The PE-free tensor-parallel layout on disk: safetensors per TP rank beside a layout.json that describes them."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model_surgery.architectures import Join, Rule
+from model_surgery.errors import SurgeryError
+from model_surgery.files import atomic_path, write_json
+from model_surgery.partition import split, unjoin, unsplit
+from model_surgery.shape import ModelShape
+
+LAYOUT_FILE = "layout.json"
+_FLUSH_BYTES = 512 << 20
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Piece(_Frozen):
+    """One TP rank's slice of a tensor."""
+
+    file: str
+    shape: tuple[int, ...]
+    sha256: str
+
+
+class Entry(_Frozen):
+    """One Megatron tensor of the layout: where it came from, how it is cut, and one piece per TP rank."""
+
+    target: str
+    sources: tuple[str, ...]
+    join: Join
+    dtype: str
+    pieces: tuple[Piece, ...]
+
+
+class Layout(_Frozen):
+    """What layout.json says. `position_embedding` is what the model that these weights are for has."""
+
+    schema_version: Literal[1] = 1
+    shape: ModelShape
+    tensor_parallel: int
+    position_embedding: Literal["none", "rope"]
+    source: str
+    source_fingerprint: str
+    trained_steps: int = 0
+    trained_tokens: int = 0
+    tensors: tuple[Entry, ...]
+
+    @staticmethod
+    def load(folder: Path) -> "Layout":
+        """Reads layout.json.
+
+        Raises: SurgeryError if it is missing or not valid.
+        """
+        path = folder / LAYOUT_FILE
+        if not path.is_file():
+            raise SurgeryError(f"{path}: no such file; is the surgery stage complete?")
+        try:
+            return Layout.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise SurgeryError(f"{path}: not a layout: {where}: {problem['msg']}") from error
+
+    def digest(self) -> str:
+        """sha256 over shapes, cuts and the digests of all pieces: equal if and only if the weights are equal."""
+        described = [entry.model_dump(mode="json", exclude={"pieces": {"__all__": {"file"}}}) for entry in self.tensors]
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+class LayoutWriter:
+    """Writes a layout tensor by tensor; holds at most about 512 MiB, then writes a file per rank."""
+
+    def __init__(self, folder: Path, shape: ModelShape, tensor_parallel: int) -> None:
+        self.folder, self.shape, self.tensor_parallel = folder, shape, tensor_parallel
+        self._pending: list[dict[str, Tensor]] = [{} for _ in range(tensor_parallel)]
+        self._pending_bytes = 0
+        self._file_number = 0
+        self._entries: list[Entry] = []
+
+    def put(self, rule: Rule, joined: Tensor) -> None:
+        """Cuts a joined tensor and takes every rank's slice."""
+        slices = split(joined, rule.join, self.tensor_parallel)
+        self.put_slices(rule, slices)
+
+    def put_slices(self, rule: Rule, slices: list[Tensor]) -> None:
+        """Takes slices that are cut already, one per rank."""
+        pieces = []
+        for rank, piece in enumerate(slices):
+            self._pending[rank][rule.target] = piece
+            self._pending_bytes += piece.numel() * piece.element_size()
+            pieces.append(Piece(file=self._file(rank), shape=tuple(piece.shape), sha256=tensor_digest(piece)))
+        self._entries.append(
+            Entry(
+                target=rule.target,
+                sources=rule.sources,
+                join=rule.join,
+                dtype=str(slices[0].dtype).removeprefix("torch."),
+                pieces=tuple(pieces),
+            )
+        )
+        if self._pending_bytes > _FLUSH_BYTES:
+            self._flush()
+
+    def finish(self, **facts: object) -> Layout:
+        """Writes what is pending, then layout.json as the mark of completeness."""
+        self._flush()
+        layout = Layout(
+            shape=self.shape, tensor_parallel=self.tensor_parallel, tensors=tuple(self._entries), **facts
+        )
+        write_json(self.folder / LAYOUT_FILE, layout.model_dump(mode="json"))
+        return layout
+
+    def _file(self, rank: int) -> str:
+        return f"tp{rank:02d}-{self._file_number:04d}.safetensors"
+
+    def _flush(self) -> None:
+        for rank, pending in enumerate(self._pending):
+            if pending:
+                with atomic_path(self.folder / self._file(rank)) as temporary:
+                    save_file({name: piece.contiguous() for name, piece in pending.items()}, temporary)
+                pending.clear()
+        self._file_number += 1
+        self._pending_bytes = 0
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """sha256 of the tensor's bytes in C order."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    return hashlib.sha256(flat.view(torch.uint8).numpy()).hexdigest()
+
+
+def read_rank(folder: Path, layout: Layout, rank: int) -> dict[str, Tensor]:
+    """All slices of one TP rank by Megatron name: a state dict for the model of that rank.
+
+    Raises: SurgeryError if a file is missing or unreadable.
+    """
+    pieces = {entry.target: entry.pieces[rank] for entry in layout.tensors}
+    state: dict[str, Tensor] = {}
+    for file in sorted({piece.file for piece in pieces.values()}):
+        with open_pieces(folder / file) as handle:
+            state |= {name: handle.get_tensor(name) for name, piece in pieces.items() if piece.file == file}
+    return state
+
+
+def read_sources(folder: Path, layout: Layout, entry: Entry) -> dict[str, Tensor]:
+    """The Hugging Face tensors that one layout tensor was made of, put together again from all ranks."""
+    slices = []
+    for piece in entry.pieces:
+        with open_pieces(folder / piece.file) as handle:
+            slices.append(handle.get_tensor(entry.target))
+    joined = unsplit(slices, entry.join, layout.shape)
+    return dict(zip(entry.sources, unjoin(joined, entry.join, layout.shape), strict=True))
+
+
+def damaged_tensors(folder: Path, layout: Layout) -> list[str]:
+    """Names (with rank) of the tensors whose bytes no longer have the digest in layout.json."""
+    bad = []
+    for rank in range(layout.tensor_parallel):
+        state = read_rank(folder, layout, rank)
+        bad += [
+            f"{entry.target} (TP rank {rank})"
+            for entry in layout.tensors
+            if tensor_digest(state[entry.target]) != entry.pieces[rank].sha256
+        ]
+    return bad
+
+
+def open_pieces(path: Path):  # safetensors does not export the type of what safe_open returns
+    """An open safetensors file of a layout.
+
+    Raises: SurgeryError if it is missing or unreadable.
+    """
+    if not path.is_file():
+        raise SurgeryError(f"{path}: no such file, though {LAYOUT_FILE} names it; run the stage again")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise SurgeryError(f"{path}: not a readable safetensors file ({error}); run the stage again") from error

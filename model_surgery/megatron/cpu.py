@@ -1,0 +1,17 @@
+"""What Megatron-core 0.16 needs in order to run without a GPU. All of it is here and nowhere else."""
+
+import torch
+
+
+def use_cpu_if_no_gpu() -> torch.device:
+    """The device to run on; without a GPU, first makes Megatron-core content with the CPU.
+
+    Megatron-core asks `torch.cuda.current_device()` where to place new tensors (rotary frequencies, buffers), and
+    draws initial weights under its CUDA random-number tracker. On a machine without CUDA both would fail although
+    nothing of CUDA is needed.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    torch.cuda.current_device = lambda: torch.device("cpu")
+    torch.cuda.synchronize = lambda device=None: None
+    return torch.device("cpu")

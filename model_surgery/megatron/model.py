@@ -1,0 +1,102 @@
+"""Builds the Megatron-core GPTModel that a layout's slices are the state of."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from model_surgery.errors import SurgeryError
+from model_surgery.shape import ModelShape
+
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from model_surgery.megatron.attention import SDPAttention
+
+
+def start_parallel(tensor_parallel: int) -> None:
+    """Makes Megatron-core's process groups; torch.distributed must be initialised, world size a multiple of TP."""
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_parallel)
+
+
+def build_model(
+    shape: ModelShape,
+    *,
+    position_embedding: Literal["none", "rope"],
+    dtype: torch.dtype = torch.float32,
+    max_length: int | None = None,
+) -> GPTModel:
+    """This rank's part of the model, weights not yet loaded. Process groups must exist (`start_parallel`).
+
+    Forward: token ids [batch, length] -> logits [batch, length, vocab / TP], or with labels the loss [batch, length].
+    """
+    config = TransformerConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        ffn_hidden_size=shape.ffn,
+        num_attention_heads=shape.heads,
+        num_query_groups=shape.kv_heads,
+        kv_channels=shape.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_eps,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+    )
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec.submodules.self_attention.submodules.core_attention = SDPAttention
+    model = GPTModel(
+        config=config,
+        transformer_layer_spec=spec,
+        vocab_size=shape.vocab,
+        max_sequence_length=max_length or shape.context,
+        share_embeddings_and_output_weights=shape.tied,
+        position_embedding_type=position_embedding,
+        rotary_base=shape.rope_theta,
+    )
+    return model.to(dtype)
+
+
+def load_slices(model: GPTModel, slices: dict[str, Tensor]) -> None:
+    """Copies one rank's slices into the model; names and shapes must be exactly the model's.
+
+    Raises: SurgeryError naming the first tensor that does not fit.
+    """
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if tensor is not None}
+    if names := wanted.keys() ^ slices.keys():
+        raise SurgeryError(f"layout: tensor {min(names)} is in only one of layout and model")
+    for name, tensor in slices.items():
+        if tensor.shape != wanted[name].shape:
+            raise SurgeryError(f"layout: {name} has shape {list(tensor.shape)}, model {list(wanted[name].shape)}")
+        wanted[name].copy_(tensor)
+
+
+def token_losses(model: torch.nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of every label in fp32, nats, [batch, length]; `model` may be wrapped in an engine."""
+    return model(tokens, _positions(tokens), None, labels=labels)
+
+
+def full_logits(model: torch.nn.Module, tokens: Tensor) -> Tensor:
+    """Logits [batch, length, vocab], gathered from all TP ranks onto every one."""
+    with torch.inference_mode():
+        return gather_from_tensor_model_parallel_region(model(tokens, _positions(tokens), None)).contiguous()
+
+
+def _positions(tokens: Tensor) -> Tensor:
+    return torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)

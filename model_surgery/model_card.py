@@ -1,0 +1,53 @@
+"""The README.md of an exported model."""
+
+from typing import Any
+
+from model_surgery.layout import Layout
+
+
+def model_card(layout: Layout, source_config: dict[str, Any], facts: dict[str, Any]) -> str:
+    """A model card: what the model is, from what it was made, how to load it."""
+    base = source_config.get("_name_or_path") or layout.source
+    if layout.position_embedding == "none":
+        what = (
+            "A transformer **without positional embeddings**, made from a RoPE model by dropping its rotation and "
+            "recalibrating at the original context length (DroPE, arXiv:2512.12167)."
+        )
+    else:
+        what = "The control of a DroPE run: the source model with RoPE kept, trained on the same tokens."
+    rows = {
+        "source": base,
+        "source fingerprint": f"`{layout.source_fingerprint[:16]}`",
+        "layout digest": f"`{layout.digest()[:16]}`",
+        "training context": f"{layout.shape.context} tokens",
+        "steps / tokens": f"{layout.trained_steps:,} / {layout.trained_tokens:,}",
+        "parameters": f"{layout.shape.parameters:,} ({facts['dtype']})",
+    }
+    if "mean_difference" in facts:
+        rows["export check"] = (
+            f"loss {facts['loss_exported']:.4f} against {facts['loss_trained']:.4f} at the end of training, mean "
+            f"difference per token {facts['mean_difference']:.1e} over {facts['probe_tokens']} tokens"
+        )
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"""---
+library_name: transformers
+tags: [drope, long-context]
+---
+# {layout.source.rstrip("/").rsplit("/", 1)[-1]}, {"positional embeddings dropped" if layout.position_embedding == "none" else "control"}
+
+{what}
+
+| | |
+|---|---|
+{table}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("this folder")
+tokenizer = AutoTokenizer.from_pretrained("this folder")
+```
+
+Beyond the training context, a softmax scale of 1 + c ln s on the attention logits (s = length / training context) often
+helps; c is tuned per model.
+"""

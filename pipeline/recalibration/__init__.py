@@ -1,0 +1,1 @@
+"""Training without positional embeddings at the original context length, on Megatron-core and DeepSpeed."""

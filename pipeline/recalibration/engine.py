@@ -1,0 +1,64 @@
+"""DeepSpeed around the Megatron-core model."""
+
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import logger as deepspeed_logger
+
+from model_surgery.layout import Layout
+from model_surgery.megatron.model import build_model, load_slices
+from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.recalibration.parallel import ModelParallelUnit
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def build_engine(
+    config: RecalibrationConfig, layout: Layout, slices: dict[str, torch.Tensor], position_embedding: str
+) -> deepspeed.DeepSpeedEngine:
+    """This rank's part of the model under DeepSpeed, weights loaded, optimizer state empty."""
+    deepspeed_logger.setLevel("ERROR")
+    model = build_model(layout.shape, position_embedding=position_embedding, dtype=DTYPES[config.precision])
+    load_slices(model, slices)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=parameter_groups(model, config.weight_decay),
+        mpu=ModelParallelUnit(),
+        config=engine_config(config),
+    )
+    return engine
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices with weight decay, vectors (norms) without; one group where there is no decay."""
+    parameters = list(model.parameters())
+    if weight_decay == 0:
+        return [{"params": parameters, "weight_decay": 0.0}]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def engine_config(config: RecalibrationConfig) -> dict[str, Any]:
+    """DeepSpeed's configuration (https://www.deepspeed.ai/docs/config-json/) for these settings."""
+    return {
+        "train_batch_size": config.batch,
+        "train_micro_batch_size_per_gpu": config.micro_batch,
+        "gradient_accumulation_steps": config.batch // (config.micro_batch * config.data_parallel),
+        "gradient_clipping": config.gradient_clip,
+        "zero_optimization": {"stage": config.zero_stage},
+        "bf16": {"enabled": config.precision == "bf16"},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": config.lr,
+                "betas": list(config.betas),
+                "eps": config.eps,
+                # DeepSpeed's own CPU Adam does not give the same losses after a resume; torch's does.
+                "torch_adam": True,
+            },
+        },
+        "steps_per_print": 2**62,
+    }

@@ -1,0 +1,77 @@
+"""A tiny random Llama checkpoint with a word-level tokenizer, and documents in its words; real data where it is there."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+WORDS = [f"w{number}" for number in range(94)]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real checkpoints, tokenizers and text; they lie beside the repository where the project is developed."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no real data at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def tinystories(shared_data: Path) -> Path:
+    """A real pretrained Llama of 656k weights: 8 query and 4 KV heads, tied, context 512."""
+    return shared_data / "models" / "tinystories-656k"
+
+
+def write_model(folder: Path, **sizes: object) -> Path:
+    """A random Llama (4 query heads, 2 KV heads, 2 layers, vocabulary 96) with a word-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<unk>", "<eos>", *WORDS])}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>").save_pretrained(folder)
+    settings: dict[str, object] = {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.2,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+        "rms_norm_eps": 1e-5,
+    }
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**(settings | sizes)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:  # norms of ones would hide a norm that is not loaded
+                parameter.uniform_(0.5, 1.5)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 documents of 10 to 60 words in one JSONL file."""
+    path = tmp_path_factory.mktemp("documents") / "documents.jsonl"
+    draw = random.Random(0)
+    lines = [{"text": " ".join(draw.choices(WORDS, k=draw.randint(10, 60)))} for _ in range(400)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path

@@ -1,0 +1,224 @@
+import json
+from pathlib import Path
+
+import numpy
+import pytest
+
+from data_prep.artifact import ShardSet
+from data_prep.config import DataConfig
+from data_prep.errors import DataError
+from data_prep.megatron import IndexedDataset
+from data_prep.prepare import check, held_out, run, token_budgets
+from data_prep.tokenizers import load_tokenizer
+
+
+def prepare(out: Path, tokenizer: Path, *paths: Path, vocab: int = 2048, **options: object) -> ShardSet:
+    sources = [{"path": str(path)} for path in paths]
+    config = DataConfig.model_validate({"sources": sources, "row_length": 64, "validation_fraction": 0.1} | options)
+    return run(config, tokenizer=tokenizer, model_vocab_size=vocab, out_dir=out)
+
+
+def read(folder: Path, prefix: str) -> list[list[int]]:
+    return [ids.tolist() for ids in IndexedDataset(str(folder / prefix))]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, stories: list[str], write_jsonl) -> Path:
+    return write_jsonl(tmp_path / "stories.jsonl", stories)
+
+
+def test_shards_hold_exactly_the_documents_each_with_eos(tmp_path, corpus, stories, tiny_tokenizer):
+    from transformers import PreTrainedTokenizerFast
+
+    shards = prepare(tmp_path / "out", tiny_tokenizer, corpus)
+    reference = PreTrainedTokenizerFast(tokenizer_file=str(tiny_tokenizer / "tokenizer.json"))
+    expected = {True: [], False: []}
+    for text in stories:
+        expected[held_out(text, 0.1)].append([*reference.encode(text, add_special_tokens=False), 2])
+    source = shards.sources[0]
+    assert read(tmp_path / "out", source.train.prefix) == expected[False]
+    assert read(tmp_path / "out", source.validation.prefix) == expected[True]
+    assert source.train.tokens == sum(map(len, expected[False]))
+    assert (source.documents, source.empty_documents) == (len(stories), 0)
+    assert (shards.eos_id, shards.vocab_size, shards.dtype) == (2, 2048, "uint16")
+
+
+def test_llama2_and_qwen2_end_to_end(tmp_path, corpus, stories, data):
+    for place, vocab, dtype in (("llama2", 32000, numpy.uint16), ("qwen2", 151936, numpy.int32)):
+        tokenizer = load_tokenizer(data / "tokenizers" / place)
+        shards = prepare(tmp_path / place, data / "tokenizers" / place, corpus, vocab=vocab)
+        kept = [text for text in stories if not held_out(text, 0.1)]
+        expected = [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(kept)]
+        assert read(tmp_path / place, shards.sources[0].train.prefix) == expected
+        assert shards.dtype == dtype.__name__
+
+
+def test_all_formats_give_the_same_tokens(tmp_path, stories, tiny_tokenizer, write_jsonl, write_text, write_fineweb):
+    texts = [" ".join(story.split()) for story in stories]
+    files = [write_jsonl(tmp_path / f"a.jsonl{end}", texts) for end in ("", ".gz", ".zst")]
+    files += [write_text(tmp_path / f"a.txt{end}", texts) for end in ("", ".gz", ".zst")]
+    files.append(write_fineweb(tmp_path / "a.parquet", texts))
+    digests = set()
+    for number, file in enumerate(files):
+        source = prepare(tmp_path / str(number), tiny_tokenizer, file).sources[0]
+        assert source.documents == len(texts)
+        digests.add((source.train.digest, source.validation.digest))
+    assert len(digests) == 1
+
+
+def test_same_inputs_same_bytes(tmp_path, corpus, tiny_tokenizer):
+    for name in ("one", "two"):
+        prepare(tmp_path / name, tiny_tokenizer, corpus)
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == [
+        "shard-00-stories-train.bin",
+        "shard-00-stories-train.idx",
+        "shard-00-stories-validation.bin",
+        "shard-00-stories-validation.idx",
+        "shards.json",
+    ]
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_saved_set_is_the_returned_set(tmp_path, corpus, tiny_tokenizer):
+    shards = prepare(tmp_path / "out", tiny_tokenizer, corpus)
+    assert ShardSet.load(tmp_path / "out") == shards
+    assert str(tmp_path / "out") not in (tmp_path / "out" / "shards.json").read_text()
+
+
+def test_no_document_is_in_both_parts_even_over_sources(tmp_path, stories, tiny_tokenizer, write_jsonl):
+    one = write_jsonl(tmp_path / "one.jsonl", stories[:300])
+    two = write_jsonl(tmp_path / "two.jsonl", stories[100:][::-1])
+    shards = prepare(tmp_path / "out", tiny_tokenizer, one, two)
+    parts = {"train": set(), "validation": set()}
+    for source in shards.sources:
+        for name, found in parts.items():
+            found |= set(map(tuple, read(tmp_path / "out", getattr(source, name).prefix)))
+    assert parts["train"] and parts["validation"] and not parts["train"] & parts["validation"]
+
+
+def test_held_out_share_is_the_fraction_and_grows_with_it():
+    texts = [f"document {number}" for number in range(20_000)]
+    few = {text for text in texts if held_out(text, 0.1)}
+    more = {text for text in texts if held_out(text, 0.2)}
+    assert len(few) == pytest.approx(2000, abs=130)  # three standard deviations of the binomial
+    assert few < more
+    assert not any(held_out(text, 0.0) for text in texts)
+
+
+def test_empty_documents_are_skipped_and_counted(tmp_path, stories, tiny_tokenizer, write_jsonl):
+    file = write_jsonl(tmp_path / "a.jsonl", ["", *stories, " \n\t", ""])
+    source = prepare(tmp_path / "out", tiny_tokenizer, file).sources[0]
+    assert (source.documents, source.empty_documents) == (len(stories), 3)
+
+
+def test_token_budget_stops_at_the_document_that_reaches_it(tmp_path, corpus, tiny_tokenizer):
+    whole = prepare(tmp_path / "whole", tiny_tokenizer, corpus, validation_fraction=0.0)
+    some = prepare(tmp_path / "some", tiny_tokenizer, corpus, validation_fraction=0.0, max_tokens=10_000)
+    documents = read(tmp_path / "some", some.sources[0].train.prefix)
+    assert documents == read(tmp_path / "whole", whole.sources[0].train.prefix)[: len(documents)]
+    assert 10_000 - len(documents[-1]) <= 10_000 <= some.sources[0].train.tokens < 10_000 + len(documents[-1])
+
+
+def test_token_budget_is_split_by_weight():
+    sources = [{"path": "a", "weight": 3}, {"path": "b", "weight": 1}]
+    config = DataConfig.model_validate({"sources": sources, "row_length": 8, "max_tokens": 1000})
+    assert token_budgets(config) == [750, 250]
+
+
+def _bad_cases(tmp_path, stories, write_jsonl) -> dict[str, dict]:
+    good = write_jsonl(tmp_path / "good.jsonl", stories)
+    return {
+        "vocabulary": {"path": good, "vocab": 2047, "says": "ids up to 2047, but the model's vocabulary has 2047"},
+        "tokenizer": {"path": good, "tokenizer": tmp_path / "nowhere", "says": "no such file"},
+        "missing": {"path": tmp_path / "nowhere.jsonl", "says": "no such file"},
+        "column": {"path": write_jsonl(tmp_path / "c.jsonl", ["a"], key="txt"), "says": "nearest: txt"},
+        "null": {"path": write_jsonl(tmp_path / "n.jsonl", [*stories, None]), "says": "document 401: text is null"},
+        "no documents": {"path": write_jsonl(tmp_path / "e.jsonl", []), "says": "corpus is empty"},
+        "no tokens": {"path": write_jsonl(tmp_path / "w.jsonl", ["", " "]), "says": "empty .2 empty documents"},
+        "short": {"path": good, "row_length": 100_000, "says": r"a row of 100000 needs 100001.*lower row_length"},
+        "validation": {
+            "path": good,
+            "validation_fraction": 1e-9,
+            "says": "0 held-out tokens.*raise validation_fraction",
+        },
+        "max_tokens": {"path": good, "max_tokens": 10, "row_length": 2000, "says": "raise max_tokens"},
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "vocabulary",
+        "tokenizer",
+        "missing",
+        "column",
+        "null",
+        "no documents",
+        "no tokens",
+        "short",
+        "validation",
+        "max_tokens",
+    ],
+)
+def test_bad_input_leaves_nothing(tmp_path, stories, tiny_tokenizer, write_jsonl, case: str):
+    options = _bad_cases(tmp_path, stories, write_jsonl)[case]
+    path, says = options.pop("path"), options.pop("says")
+    tokenizer = options.pop("tokenizer", tiny_tokenizer)
+    out = tmp_path / "run" / "data"
+    with pytest.raises(DataError, match=says) as caught:
+        prepare(out, tokenizer, path, **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_source_that_fails_takes_the_first_with_it(tmp_path, corpus, tiny_tokenizer, write_jsonl):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "stage.log").write_text("kept")
+    with pytest.raises(DataError, match="is null"):
+        prepare(out, tiny_tokenizer, corpus, write_jsonl(tmp_path / "null.jsonl", ["a", None]))
+    assert [path.name for path in out.iterdir()] == ["stage.log"]
+
+
+def test_check_refuses_without_tokenizing_or_writing(tmp_path, corpus, tiny_tokenizer, write_jsonl):
+    def config(path: Path) -> DataConfig:
+        return DataConfig.model_validate({"sources": [{"path": str(path)}], "row_length": 64})
+
+    before = sorted(tmp_path.iterdir())
+    check(config(corpus), tokenizer=tiny_tokenizer, model_vocab_size=2048)
+    with pytest.raises(DataError, match="model's vocabulary has 2000"):
+        check(config(corpus), tokenizer=tiny_tokenizer, model_vocab_size=2000)
+    with pytest.raises(DataError, match="no such file"):
+        check(config(tmp_path / "nowhere"), tokenizer=tiny_tokenizer, model_vocab_size=2048)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_full_disk(small_disk, corpus, tiny_tokenizer):
+    with pytest.raises(DataError, match="the disk is full"):
+        prepare(small_disk / "data", tiny_tokenizer, corpus)
+    assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda folder: (folder / "shards.json").unlink(), "has no shards.json"),
+        (lambda folder: (folder / "shards.json").write_text("{"), "not JSON"),
+        (lambda folder: (folder / "shards.json").write_text('{"schema_version": 9}'), "schema_version 9, need 1"),
+        (lambda folder: _edit(folder, "eos_id", -1), "eos_id: .* greater than or equal to 0"),
+        (lambda folder: next(folder.glob("*-train.idx")).unlink(), "train.idx: missing"),
+        (lambda folder: next(folder.glob("*-train.bin")).write_bytes(b"cut"), "train.bin: 3 bytes, not"),
+    ],
+)
+def test_a_damaged_set_is_not_loaded(tmp_path, corpus, tiny_tokenizer, change, says: str):
+    prepare(tmp_path / "out", tiny_tokenizer, corpus)
+    change(tmp_path / "out")
+    with pytest.raises(DataError, match=says):
+        ShardSet.load(tmp_path / "out")
+
+
+def _edit(folder: Path, key: str, value: object) -> None:
+    content = json.loads((folder / "shards.json").read_text())
+    (folder / "shards.json").write_text(json.dumps(content | {key: value}))

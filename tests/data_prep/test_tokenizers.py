@@ -1,0 +1,124 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import DataError
+from data_prep.tokenizers import load_tokenizer
+
+ADVERSARIAL = ["", " ", "\x00\x01\x7f", "é😀e\u0301漢字", "a" * 3000, "tab\there\n\n  two  spaces", "1234567"]
+# place below the shared data, largest id + 1, EOS
+TOKENIZERS = {
+    "tokenizers/smollm": (49152, 0, "<|endoftext|>"),
+    "tokenizers/qwen2": (151646, 151645, "<|im_end|>"),
+    "tokenizers/llama2": (32000, 2, "</s>"),
+    "models/tinystories-656k": (2048, 2, "<|end_story|>"),
+}
+
+
+@pytest.fixture(scope="module")
+def texts(data: Path, stories: list[str]) -> list[str]:
+    wikitext = (data / "text" / "wikitext2-test.txt").read_text(encoding="utf-8").splitlines(keepends=True)[:400]
+    return stories[:100] + wikitext + ADVERSARIAL
+
+
+@pytest.mark.parametrize("place", TOKENIZERS)
+def test_vocabulary_and_end_of_sequence(data: Path, place: str):
+    tokenizer = load_tokenizer(data / place)
+    assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.eos_token) == TOKENIZERS[place]
+
+
+@pytest.mark.parametrize("place", ["tokenizers/smollm", "tokenizers/qwen2", "models/tinystories-656k"])
+def test_ids_equal_transformers(data: Path, texts: list[str], place: str):
+    """TinyStories is read as its file says: AutoTokenizer (5.23) rebuilds a LlamaTokenizer otherwise, without <unk>."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if place == "models/tinystories-656k":
+        reference = PreTrainedTokenizerFast(tokenizer_file=str(data / place / "tokenizer.json"))
+    else:
+        reference = AutoTokenizer.from_pretrained(data / place)
+    plain = [text for text in texts if "<unk>" not in text]  # <unk> in WikiText is a special token's name
+    assert len(plain) > 300
+    expected = [reference.encode(text, add_special_tokens=False) for text in plain]
+    assert load_tokenizer(data / place).encode_batch(plain) == expected
+
+
+def test_ids_equal_sentencepiece(data: Path, texts: list[str]):
+    from sentencepiece import SentencePieceProcessor
+
+    file = data / "tokenizers" / "llama2" / "tokenizer.model"
+    reference = SentencePieceProcessor(model_file=str(file))
+    ids = load_tokenizer(file).encode_batch(texts)
+    assert ids == [[reference.piece_to_id(piece) for piece in reference.encode_as_pieces(text)] for text in texts]
+    assert [reference.decode(one) for one in ids] == texts
+
+
+@pytest.mark.parametrize("place", TOKENIZERS)
+def test_special_names_in_text_stay_text(data: Path, place: str):
+    tokenizer = load_tokenizer(data / place)
+    names = {"<|endoftext|>", "<|im_start|>", "<|im_end|>", "</s>", "<s>", "<|start_story|>", tokenizer.eos_token}
+    texts = [form.format(name) for name in names for form in ("{}", "a{}b", "a {} b", "\n{}\n", "{0}{0}")]
+    special = {tokenizer.eos_id}
+    if hasattr(tokenizer.backend, "get_added_tokens_decoder"):
+        special = {i for i, token in tokenizer.backend.get_added_tokens_decoder().items() if token.content in names}
+        assert tokenizer.eos_id in special
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        assert ids and not special & set(ids), text
+
+
+def test_a_file_is_as_good_as_its_folder(data: Path):
+    folder = data / "tokenizers" / "smollm"
+    by_file, by_folder = load_tokenizer(folder / "tokenizer.json"), load_tokenizer(folder)
+    assert (by_file.digest, by_file.eos_id) == (by_folder.digest, by_folder.eos_id)
+
+
+def test_end_of_sequence_without_settings_is_the_well_known_name(data: Path, tmp_path: Path):
+    shutil.copy(data / "tokenizers" / "smollm" / "tokenizer.json", tmp_path)
+    assert load_tokenizer(tmp_path).eos_token == "<|endoftext|>"
+
+
+def test_digest_follows_the_content(data: Path, tmp_path: Path):
+    shutil.copytree(data / "tokenizers" / "smollm", tmp_path, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    before = load_tokenizer(tmp_path).digest
+    assert before == load_tokenizer(data / "tokenizers" / "smollm").digest
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    after = load_tokenizer(tmp_path)
+    assert after.eos_id == 2 and after.digest != before
+
+
+def _broken_folders(data: Path, tmp_path: Path) -> dict[str, Path]:
+    made = {name: tmp_path / name for name in ("empty", "json", "model", "merges", "eos", "no_eos", "settings")}
+    for folder in made.values():
+        folder.mkdir()
+    (made["json"] / "tokenizer.json").write_text("{")
+    (made["model"] / "tokenizer.model").write_bytes(b"not a model")
+    (made["merges"] / "vocab.json").write_text("{")
+    (made["merges"] / "merges.txt").write_text("a b")
+    for name in ("eos", "settings"):
+        shutil.copy(data / "tokenizers" / "smollm" / "tokenizer.json", made[name])
+    (made["eos"] / "tokenizer_config.json").write_text('{"eos_token": "<nowhere>"}')
+    (made["settings"] / "tokenizer_config.json").write_text("{")
+    content = json.loads((data / "models" / "tinystories-656k" / "tokenizer.json").read_text())
+    (made["no_eos"] / "tokenizer.json").write_text(json.dumps(content))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("nowhere", "no such file"),
+        ("empty", "has no tokenizer.json"),
+        ("json", "cannot be read"),
+        ("model", "not a SentencePiece model"),
+        ("merges", "transformers cannot build it"),
+        ("eos", "<nowhere>"),
+        ("no_eos", "no end-of-sequence token"),
+        ("settings", "not JSON"),
+    ],
+)
+def test_bad_tokenizers_are_refused(data: Path, tmp_path: Path, name: str, says: str):
+    _broken_folders(data, tmp_path)
+    with pytest.raises(DataError, match=says) as caught:
+        load_tokenizer(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
