@@ -136,17 +136,26 @@ def _read_validation(config: EvaluationConfig, models: Models, context: int, voc
 def _check_recall(recall: RecallConfig, config: EvaluationConfig, prepared: Prepared) -> None:
     """Refuse words that the tokenizer does not know, and needles that do not fit the shortest length."""
     keys, values = load_words(recall)
-    unknown = prepared.tokenizer.unk_token_id
     facts = [("keys", key, recall.fact.format(key=key, value=values[0])) for key in keys]
     facts += [("values", value, recall.fact.format(key=keys[0], value=value)) for value in values]
     for field, word, fact in facts:
-        if unknown is not None and unknown in prepared.encode(fact):
+        if not _keeps(prepared, fact, word):
             raise EvaluationError(
-                f"recall.{field}: {word!r} in the fact {fact!r} holds a token that the tokenizer does not know; "
-                "use words and a template of its vocabulary"
+                f"recall.{field}: the tokenizer does not know all of {word!r} in the fact {fact!r}; use words and "
+                "a template of its vocabulary"
             )
     shortest = config.lengths[0] * prepared.context
     recall_samples(recall, prepared.encode, prepared.tokens, shortest, config.seed, prepared.prefix)
+
+
+def _keeps(prepared: Prepared, fact: str, word: str) -> bool:
+    """Whether `word` survives tokenization: no unknown token, and nothing dropped (as byte-level gaps do silently)."""
+    tokens = prepared.encode(fact)
+    unknown = prepared.tokenizer.unk_token_id
+    if unknown is not None and unknown in tokens:
+        return False
+    text = prepared.tokenizer.decode(tokens)
+    return "".join(word.split()).casefold() in "".join(text.split()).casefold()
 
 
 def _digests(config: EvaluationConfig, models: Models, folders: dict[str, Path]) -> dict[str, str]:

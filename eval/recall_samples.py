@@ -139,11 +139,11 @@ def _draw(
         )
     if config.haystack == "facts":
         others = order[config.needles :][: config.other_keys]
-        pieces = _other_facts(config, others, values, encode, room, rng)
+        start, pieces = _other_facts(config, others, values, encode, room, rng)
     else:
-        pieces = _text(haystack_tokens, room, rng)
+        start, pieces = (), _text(haystack_tokens, room, rng)
     gaps = np.sort(rng.integers(0, len(pieces) + 1, len(facts)))
-    tokens = list(prefix)
+    tokens = [*prefix, *start]
     depth = 0.0
     done = 0
     for gap, fact, (stated, _) in zip(gaps, facts, needles, strict=True):
@@ -166,17 +166,18 @@ def _other_facts(
     encode: Encode,
     room: int,
     rng: np.random.Generator,
-) -> list[tuple[int, ...]]:
+) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     """Facts on other keys, each key with one value throughout, in random order and repeated, `room` tokens in all.
 
-    What is left after the last whole fact is filled by the end of one more, at the start: as in a row cut from a text.
+    What whole facts leave over is filled by the end of one more, for the sample's start: as in a row cut from a text.
+    Returns that start and the whole facts.
     """
     facts = [tuple(encode(config.fact.format(key=key, value=values[rng.integers(len(values))]))) for key in keys]
     pieces: list[tuple[int, ...]] = []
     while True:
         fact = facts[rng.integers(len(facts))]
         if len(fact) > room:
-            return [fact[len(fact) - room :], *pieces] if room else pieces
+            return fact[len(fact) - room :], pieces
         pieces.append(fact)
         room -= len(fact)
 
@@ -197,12 +198,15 @@ def split_answer(encode: Encode, question: str, value: str) -> tuple[tuple[int, 
 
     The question's own trailing white space, or else one space, stands between them. Some tokenizers put it at the end
     of the question's last token, some at the start of the answer's first: the answer begins where the whole departs
-    from the question's own tokens, with or without that space.
+    from the question's own tokens, with or without that space. A token that spans both (some vocabularies have merges
+    across words) belongs to the answer, as the facts in the haystack are tokenized so too.
     """
     stripped = question.rstrip()
     space = question[len(stripped) :] or " "
     whole = tuple(encode(stripped + space + value))
     shared = max(_shared(whole, encode(stripped)), _shared(whole, encode(stripped + space)))
+    if shared == len(whole):
+        raise EvaluationError(f"recall.values: {value!r} adds no token to {question!r}; use other words or templates")
     return whole[:shared], whole[shared:]
 
 

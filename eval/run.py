@@ -54,7 +54,7 @@ def run(config: EvaluationConfig, *, models: Models, out_dir: Path) -> Results:
 def _kept_or_scored(
     unit: Unit, config: EvaluationConfig, prepared: Prepared, bench: Bench, out_dir: Path
 ) -> UnitResult:
-    """The unit's result, from its file or computed now; its samples are written before the file that vouches for them."""
+    """The unit's result, kept or computed now; its samples are written before the file that vouches for them."""
     digest = unit_digest(unit, config, _lineage(unit, prepared))
     samples = _samples_file(out_dir, unit)
     result = kept(out_dir, unit, digest)

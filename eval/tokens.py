@@ -11,6 +11,9 @@ from eval.errors import EvaluationError
 if TYPE_CHECKING:
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
+_MAGIC = b"MMIDIDX\x00\x00"
+"""First bytes of a Megatron .idx file (`_INDEX_HEADER` of megatron.core.datasets.indexed_dataset)."""
+
 
 def open_prefixes(prefixes: tuple[Path, ...]) -> list["IndexedDataset"]:
     """The data sets behind `prefixes` (paths without .bin and .idx).
@@ -27,10 +30,13 @@ def open_prefixes(prefixes: tuple[Path, ...]) -> list["IndexedDataset"]:
         for ending in (".idx", ".bin"):
             if not Path(f"{prefix}{ending}").is_file():
                 raise EvaluationError(f"validation: {prefix}{ending} does not exist; run the data stage first")
+        with Path(f"{prefix}.idx").open("rb") as stream:
+            if stream.read(len(_MAGIC)) != _MAGIC:
+                raise EvaluationError(f"validation: {prefix}.idx: unknown format, not a Megatron index; write it again")
         try:
             dataset = IndexedDataset(str(prefix))
         except (AssertionError, ValueError, OSError, KeyError) as error:
-            raise EvaluationError(f"validation: {prefix}.idx: unknown format, not a Megatron index: {error}") from None
+            raise EvaluationError(f"validation: {prefix}.idx: unknown format: {error}") from None
         needed = int(dataset.sequence_lengths.sum()) * dataset.index.dtype_size
         found = Path(f"{prefix}.bin").stat().st_size
         if found < needed:

@@ -1,9 +1,9 @@
 """Reading a Hugging Face checkpoint from safetensors, one tensor at a time, after checking that it is whole."""
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from model_surgery.architectures import source_shapes
 from model_surgery.errors import SurgeryError
-from model_surgery.files import fingerprint_files
+from model_surgery.files import fingerprint_files, read_json
 from model_surgery.shape import ModelShape, read_shape
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_DTYPES = ("F32", "BF16", "F16")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -29,11 +30,16 @@ class Checkpoint:
         self.folder = folder
         self.shape: ModelShape = read_shape(folder)
         self._files = ExitStack()
-        self._where = {}
+        self._where: dict[str, tuple[Any, str]] = {}
         try:
             for path in weight_files(folder):
                 handle = self._files.enter_context(_open(path))
-                self._where |= {name: (handle, name) for name in handle.keys()}
+                names = set(handle.keys())
+                if twice := names & self._where.keys():
+                    raise SurgeryError(
+                        f"{path}: tensor {min(twice)} is in another file too; fetch the checkpoint again"
+                    )
+                self._where |= {name: (handle, name) for name in names}
             if self.shape.tied and _EMBEDDING not in self._where and _HEAD in self._where:
                 # Tied weights are stored once, and safetensors keeps whichever name comes first in the state dict.
                 self._where[_EMBEDDING] = self._where.pop(_HEAD)
@@ -63,6 +69,11 @@ class Checkpoint:
 
     def _check(self) -> None:
         wanted = source_shapes(self.shape)
+        for name, (handle, stored_name) in self._where.items():
+            if (dtype := handle.get_slice(stored_name).get_dtype()) not in _DTYPES:
+                raise SurgeryError(
+                    f"{self.folder}: tensor {name} is of dtype {dtype}; supported: {', '.join(_DTYPES)} (not quantised)"
+                )
         found = {
             name: tuple(handle.get_slice(stored_name).get_shape())
             for name, (handle, stored_name) in self._where.items()
@@ -90,16 +101,18 @@ class Checkpoint:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, sorted.
+    """The safetensors files of a checkpoint, sorted; the single file where both are there, as transformers has it.
 
     Raises: SurgeryError if there are none, or the index names one that is not there or lies outside the folder.
     """
-    if (folder / _INDEX).is_file():
-        names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    elif (folder / _SINGLE).is_file():
-        names = [_SINGLE]
-    else:
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    if not (folder / _INDEX).is_file():
         raise SurgeryError(f"{folder}: holds neither {_SINGLE} nor {_INDEX}; convert the weights to safetensors")
+    try:
+        names = sorted({str(name) for name in read_json(folder / _INDEX)["weight_map"].values()})
+    except (KeyError, AttributeError) as error:
+        raise SurgeryError(f"{folder / _INDEX}: holds no weight_map; fetch it again") from error
     for name in names:
         if Path(name).name != name:
             raise SurgeryError(f"{folder / _INDEX}: names {name!r}, which is not a file of this folder")
@@ -113,7 +126,10 @@ def fingerprint(folder: Path) -> str:
 
     Cheap enough to take before every run. It sees another checkpoint or a cut file, not every flipped byte: the
     digests in layout.json are over all bytes.
+
+    Raises: SurgeryError if config.json or the weights are not there.
     """
+    read_shape(folder)
     return fingerprint_files([folder / "config.json", *weight_files(folder)])
 
 

@@ -22,6 +22,6 @@ class ExportConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dtype: Literal["float32", "bfloat16", "source"] = Field(
+    dtype: Literal["float32", "bfloat16", "float16", "source"] = Field(
         "source", description="dtype of the exported weights; source: that of the original checkpoint"
     )

@@ -9,7 +9,7 @@ from model_surgery.architectures import rules
 from model_surgery.checkpoint import Checkpoint, fingerprint
 from model_surgery.config import SurgeryConfig
 from model_surgery.errors import SurgeryError
-from model_surgery.layout import Layout, LayoutWriter
+from model_surgery.layout import Layout, LayoutWriter, remove_layout
 from model_surgery.partition import join
 from model_surgery.shape import ModelShape, read_shape
 from model_surgery.verify import Verification, verify
@@ -29,7 +29,7 @@ def check(config: SurgeryConfig, source: Path) -> ModelShape:
 
 
 def run(config: SurgeryConfig, *, source: Path, out_dir: Path) -> tuple[Layout, Verification | None]:
-    """Converts and verifies; layout.json is written last.
+    """Converts and verifies. A layout that fails its verification is removed.
 
     Raises: SurgeryError on bad input, or if the layout's logits are not those of the source.
     """
@@ -38,23 +38,30 @@ def run(config: SurgeryConfig, *, source: Path, out_dir: Path) -> tuple[Layout, 
     if config.verify == "off":
         log.warning("surgery.verify = off: the layout is not compared with its source")
         return layout, None
-    result = verify(source, out_dir, layout, length=config.verify_tokens)
-    if not result.ok:
-        raise SurgeryError(f"{out_dir}: the layout does not compute what {source} computes: {result.describe()}")
+    try:
+        result = verify(source, out_dir, layout, length=config.verify_tokens)
+        if not result.ok:
+            raise SurgeryError(f"{out_dir}: the layout does not compute what {source} computes: {result.describe()}")
+    except BaseException:
+        remove_layout(out_dir, layout)
+        raise
     log.info("verified: %s", result.describe())
     return layout, result
 
 
 def convert(config: SurgeryConfig, *, source: Path, out_dir: Path) -> Layout:
-    """Cuts every tensor of the checkpoint into one slice per TP rank."""
+    """Cuts every tensor of the checkpoint into one slice per TP rank; layout.json is written last.
+
+    Raises: SurgeryError if a tensor holds NaN or infinity, or the disk is full; then nothing stays behind.
+    """
     with Checkpoint(source) as checkpoint:
-        writer = LayoutWriter(out_dir, checkpoint.shape, config.tensor_parallel)
         plan = list(rules(checkpoint.shape))
-        for rule in tqdm(plan, desc="surgery", unit="tensor", disable=None):
-            parts = tuple(checkpoint.tensor(name) for name in rule.sources)
-            writer.put(rule, join(parts, rule.join, checkpoint.shape))
-    layout = writer.finish(
-        position_embedding="none", source=str(source), source_fingerprint=fingerprint(source)
-    )
+        with LayoutWriter(out_dir, checkpoint.shape, config.tensor_parallel) as writer:
+            for rule in tqdm(plan, desc="surgery", unit="tensor", disable=None):
+                parts = tuple(checkpoint.tensor(name) for name in rule.sources)
+                writer.put(rule, join(parts, rule.join, checkpoint.shape))
+            layout = writer.finish(
+                position_embedding="none", source=str(source), source_fingerprint=fingerprint(source)
+            )
     log.info("%d tensors cut for TP %d", len(plan), config.tensor_parallel)
     return layout

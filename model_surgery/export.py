@@ -4,7 +4,6 @@
 (https://huggingface.co/docs/transformers/model_doc/smollm3), so no remote code is needed.
 """
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -16,10 +15,10 @@ from tqdm import tqdm
 
 from model_surgery.config import ExportConfig
 from model_surgery.errors import SurgeryError
-from model_surgery.files import atomic_path, write_json
+from model_surgery.files import atomic_path, nothing_left_on_failure, read_json, write_json, write_text
 from model_surgery.layout import Layout, read_sources
 from model_surgery.model_card import model_card
-from model_surgery.shape import ModelShape
+from model_surgery.shape import ModelShape, read_shape
 
 log = logging.getLogger(__name__)
 
@@ -33,29 +32,32 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 _SHARD_BYTES = 4 << 30
-_LOSS_LIMIT = {"float32": 1e-4, "bfloat16": 5e-2}
+_LOSS_LIMIT = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
 def run(config: ExportConfig, *, layout_dir: Path, source: Path, out_dir: Path, probe: Path | None) -> dict[str, Any]:
     """Writes the folder and checks it; returns the facts for the manifest.
 
     `probe`: tokens, labels and losses of the trained model (see recalibration); the exported model must give the same
-    losses. Raises: SurgeryError if it does not, or if a layout file is damaged or missing.
+    losses. Raises: SurgeryError if it does not, or if a layout file is damaged or missing; then nothing stays behind.
     """
     layout = Layout.load(layout_dir)
     dtype = layout.shape.dtype if config.dtype == "source" else config.dtype
     if dtype not in _LOSS_LIMIT:
-        raise SurgeryError(f"export.dtype = {dtype!r} (of the source) cannot be written; set it to float32 or bfloat16")
-    source_config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    write_weights(layout_dir, layout, out_dir, getattr(torch, dtype))
-    write_json(out_dir / "config.json", exported_config(source_config, layout, dtype))
-    copied = copy_tokenizer(source, out_dir)
-    facts: dict[str, Any] = {"dtype": dtype, "parameters": layout.shape.parameters, "tokenizer_files": copied}
-    if probe is not None:
-        facts |= compare_losses(out_dir, probe)
-        log.info("the export's losses differ from the trained model's by %.1e on average", facts["mean_difference"])
-    (out_dir / "README.md").write_text(model_card(layout, source_config, facts), encoding="utf-8")
+        raise SurgeryError(f"export.dtype = {dtype!r} (of the source) cannot be written; set one of {[*_LOSS_LIMIT]}")
+    read_shape(source)
+    source_config = read_json(source / "config.json")
+    with nothing_left_on_failure(out_dir):
+        write_weights(layout_dir, layout, out_dir, getattr(torch, dtype))
+        write_json(out_dir / "config.json", exported_config(source_config, layout, dtype))
+        copied = copy_tokenizer(source, out_dir)
+        facts: dict[str, Any] = {"dtype": dtype, "parameters": layout.shape.parameters, "tokenizer_files": copied}
+        if probe is not None:
+            facts |= compare_losses(out_dir, probe)
+            log.info("the export's losses differ from the trained model's by %.1e on average", facts["mean_difference"])
+        write_text(out_dir / "README.md", model_card(layout, facts))
     return facts
 
 
@@ -79,7 +81,7 @@ def write_weights(layout_dir: Path, layout: Layout, out_dir: Path, dtype: torch.
 
     for entry in tqdm(layout.tensors, desc="export", unit="tensor", disable=None):
         for name, tensor in read_sources(layout_dir, layout, entry).items():
-            pending[name] = tensor.to(dtype).contiguous()
+            pending[name] = _cast(tensor, dtype, name)
             pending_bytes += tensor.numel() * dtype.itemsize
             total += tensor.numel() * dtype.itemsize
         if pending_bytes >= limit:
@@ -138,12 +140,23 @@ def _sizes(shape: ModelShape) -> dict[str, Any]:
 
 
 def copy_tokenizer(source: Path, out_dir: Path) -> list[str]:
-    """Copies the tokenizer and the generation config of the source; returns the names copied."""
+    """Copies the tokenizer and the generation config of the source; returns the names of what was written.
+
+    Files are copied byte for byte but tokenizer_config.json beside a tokenizer.json: there the class becomes
+    PreTrainedTokenizerFast, which takes tokenizer.json as it is. Other classes (LlamaTokenizer since transformers 5)
+    build a tokenizer of their own from its vocabulary and merges, which cuts some texts into other ids than
+    tokenizer.json does, and so into others than the model was trained with.
+    """
     names = [name for name in (*TOKENIZER_FILES, "generation_config.json") if (source / name).is_file()]
     for name in names:
         with atomic_path(out_dir / name) as temporary:
             shutil.copyfile(source / name, temporary)
-    return names
+    if "tokenizer.json" not in names:
+        return names
+    settings = read_json(source / _TOKENIZER_CONFIG) if _TOKENIZER_CONFIG in names else {}
+    kept = {key: value for key, value in settings.items() if key != "auto_map"}  # names a class in remote code
+    write_json(out_dir / _TOKENIZER_CONFIG, {**kept, "tokenizer_class": "PreTrainedTokenizerFast"})
+    return sorted({*names, _TOKENIZER_CONFIG})
 
 
 def compare_losses(folder: Path, probe: Path) -> dict[str, Any]:
@@ -171,12 +184,19 @@ def compare_losses(folder: Path, probe: Path) -> dict[str, Any]:
         "max_difference": difference.max().item(),
         "limit": _LOSS_LIMIT[dtype],
     }
-    if facts["mean_difference"] > facts["limit"]:
+    if not facts["mean_difference"] <= facts["limit"]:  # so that NaN is refused too
         raise SurgeryError(
             f"{folder}: the exported model's loss differs from the trained one's by {facts['mean_difference']:.2e} per "
             f"token (limit {facts['limit']:.0e}); the layout it was made from is damaged or from other code"
         )
     return facts
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    cast = tensor.to(dtype).contiguous()
+    if not torch.isfinite(cast).all():
+        raise SurgeryError(f"{name}: holds NaN, infinity or a number too large for {dtype}; export as float32 to see")
+    return cast
 
 
 def _elements(shape: tuple[int, ...]) -> int:

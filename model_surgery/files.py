@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from model_surgery.errors import SurgeryError
 
 _SAMPLE = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -19,10 +21,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises: SurgeryError if the disk is full; the temporary file is removed on every error.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with full_disk_is_bad_input(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             with temporary.open("rb") as handle:
                 os.fsync(handle.fileno())
@@ -34,12 +36,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def full_disk_is_bad_input(path: Path) -> Iterator[None]:
-    """Turns the operating system's (or safetensors') "no space left" into one clear line."""
+    """Turns the operating system's (or safetensors') "no space left" or "quota exceeded" into one clear line."""
     try:
         yield
     except Exception as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+        if getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL):
             raise SurgeryError(f"{path}: the disk is full; free space there or choose another folder") from error
+        raise
+
+
+@contextmanager
+def nothing_left_on_failure(folder: Path) -> Iterator[None]:
+    """If the block fails, removes the files that it made directly in `folder`, and the folder if it made that too."""
+    existed = folder.is_dir()
+    before = set(folder.iterdir()) if existed else set()
+    try:
+        yield
+    except BaseException:
+        for path in set(folder.iterdir()) - before if folder.is_dir() else ():
+            path.unlink()
+        if not existed and folder.is_dir():
+            folder.rmdir()
         raise
 
 
@@ -52,10 +69,29 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: object) -> None:
     """Writes `value` as readable JSON, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises: SurgeryError if there is none.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the encoding or of the syntax
+        raise SurgeryError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise SurgeryError(f"{path}: holds a JSON {type(value).__name__}, not an object")
+    return value
 
 
 def file_digest(path: Path) -> str:

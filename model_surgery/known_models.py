@@ -16,6 +16,15 @@ KNOWN_MODELS = {
         layers=24, hidden=2048, heads=32, kv_heads=32, head_dim=64, ffn=8192, vocab=49152, context=2048, tied=True
     ),
     "meta-llama/Llama-2-7b-hf": _llama(
-        layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=128, ffn=11008, vocab=32000, context=4096, tied=False
+        layers=32,
+        hidden=4096,
+        heads=32,
+        kv_heads=32,
+        head_dim=128,
+        ffn=11008,
+        vocab=32000,
+        context=4096,
+        tied=False,
+        dtype="float16",
     ),
 }

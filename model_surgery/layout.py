@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from types import TracebackType
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,7 +30,7 @@ class _Frozen(BaseModel):
 class Piece(_Frozen):
     """One TP rank's slice of a tensor."""
 
-    file: str
+    file: str = Field(pattern=r"^[\w-][\w.-]*$")  # a file of the layout's folder, never a path out of it
     shape: tuple[int, ...]
     sha256: str
 
@@ -48,13 +50,20 @@ class Layout(_Frozen):
 
     schema_version: Literal[1] = 1
     shape: ModelShape
-    tensor_parallel: int
+    tensor_parallel: int = Field(ge=1)
     position_embedding: Literal["none", "rope"]
     source: str
     source_fingerprint: str
     trained_steps: int = 0
     trained_tokens: int = 0
     tensors: tuple[Entry, ...]
+
+    @model_validator(mode="after")
+    def _one_piece_per_rank(self) -> "Layout":
+        for entry in self.tensors:
+            if len(entry.pieces) != self.tensor_parallel:
+                raise ValueError(f"{entry.target} has {len(entry.pieces)} pieces for TP {self.tensor_parallel}")
+        return self
 
     @staticmethod
     def load(folder: Path) -> "Layout":
@@ -66,20 +75,23 @@ class Layout(_Frozen):
         if not path.is_file():
             raise SurgeryError(f"{path}: no such file; is the surgery stage complete?")
         try:
-            return Layout.model_validate_json(path.read_text(encoding="utf-8"))
+            return Layout.model_validate_json(path.read_bytes())
         except ValidationError as error:
             problem = error.errors()[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            raise SurgeryError(f"{path}: not a layout: {where}: {problem['msg']}") from error
+            where = ".".join(str(part) for part in problem["loc"]) or "the whole"
+            raise SurgeryError(f"{path}: not a layout: {where}: {problem['msg']}; run the stage again") from error
 
     def digest(self) -> str:
-        """sha256 over shapes, cuts and the digests of all pieces: equal if and only if the weights are equal."""
+        """sha256 over shapes, cuts and the digests of all pieces: equal if and only if all slices are equal."""
         described = [entry.model_dump(mode="json", exclude={"pieces": {"__all__": {"file"}}}) for entry in self.tensors]
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 class LayoutWriter:
-    """Writes a layout tensor by tensor; holds at most about 512 MiB, then writes a file per rank."""
+    """Writes a layout tensor by tensor; holds at most about 512 MiB, then writes a file per rank.
+
+    As a context manager, or if writing itself fails, it removes what it has written when an error ends it.
+    """
 
     def __init__(self, folder: Path, shape: ModelShape, tensor_parallel: int) -> None:
         self.folder, self.shape, self.tensor_parallel = folder, shape, tensor_parallel
@@ -87,6 +99,16 @@ class LayoutWriter:
         self._pending_bytes = 0
         self._file_number = 0
         self._entries: list[Entry] = []
+        self._written: list[Path] = []
+
+    def __enter__(self) -> "LayoutWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind:
+            _remove(self._written)
 
     def put(self, rule: Rule, joined: Tensor) -> None:
         """Cuts a joined tensor and takes every rank's slice."""
@@ -115,20 +137,24 @@ class LayoutWriter:
     def finish(self, **facts: object) -> Layout:
         """Writes what is pending, then layout.json as the mark of completeness."""
         self._flush()
-        layout = Layout(
-            shape=self.shape, tensor_parallel=self.tensor_parallel, tensors=tuple(self._entries), **facts
-        )
-        write_json(self.folder / LAYOUT_FILE, layout.model_dump(mode="json"))
+        layout = Layout(shape=self.shape, tensor_parallel=self.tensor_parallel, tensors=tuple(self._entries), **facts)
+        with self:
+            write_json(self.folder / LAYOUT_FILE, layout.model_dump(mode="json"))
         return layout
 
     def _file(self, rank: int) -> str:
         return f"tp{rank:02d}-{self._file_number:04d}.safetensors"
 
     def _flush(self) -> None:
+        if not self._written:
+            # From here on the files of an earlier layout are replaced, so it is complete no more.
+            (self.folder / LAYOUT_FILE).unlink(missing_ok=True)
         for rank, pending in enumerate(self._pending):
             if pending:
-                with atomic_path(self.folder / self._file(rank)) as temporary:
+                path = self.folder / self._file(rank)
+                with self, atomic_path(path) as temporary:
                     save_file({name: piece.contiguous() for name, piece in pending.items()}, temporary)
+                self._written.append(path)
                 pending.clear()
         self._file_number += 1
         self._pending_bytes = 0
@@ -143,37 +169,40 @@ def tensor_digest(tensor: Tensor) -> str:
 def read_rank(folder: Path, layout: Layout, rank: int) -> dict[str, Tensor]:
     """All slices of one TP rank by Megatron name: a state dict for the model of that rank.
 
-    Raises: SurgeryError if a file is missing or unreadable.
+    Raises: SurgeryError if a file is missing or unreadable, or a slice does not have its digest.
     """
-    pieces = {entry.target: entry.pieces[rank] for entry in layout.tensors}
-    state: dict[str, Tensor] = {}
-    for file in sorted({piece.file for piece in pieces.values()}):
-        with open_pieces(folder / file) as handle:
-            state |= {name: handle.get_tensor(name) for name, piece in pieces.items() if piece.file == file}
-    return state
+    return {entry.target: _intact(piece, entry, rank, folder) for entry, piece in _stored(folder, layout, rank)}
 
 
 def read_sources(folder: Path, layout: Layout, entry: Entry) -> dict[str, Tensor]:
-    """The Hugging Face tensors that one layout tensor was made of, put together again from all ranks."""
+    """The Hugging Face tensors that one layout tensor was made of, put together again from all ranks.
+
+    Raises: SurgeryError if a file is missing or unreadable, or a slice does not have its digest.
+    """
     slices = []
-    for piece in entry.pieces:
+    for rank, piece in enumerate(entry.pieces):
         with open_pieces(folder / piece.file) as handle:
-            slices.append(handle.get_tensor(entry.target))
+            slices.append(_intact(_read(handle, entry, rank, folder), entry, rank, folder))
     joined = unsplit(slices, entry.join, layout.shape)
     return dict(zip(entry.sources, unjoin(joined, entry.join, layout.shape), strict=True))
 
 
 def damaged_tensors(folder: Path, layout: Layout) -> list[str]:
-    """Names (with rank) of the tensors whose bytes no longer have the digest in layout.json."""
-    bad = []
-    for rank in range(layout.tensor_parallel):
-        state = read_rank(folder, layout, rank)
-        bad += [
-            f"{entry.target} (TP rank {rank})"
-            for entry in layout.tensors
-            if tensor_digest(state[entry.target]) != entry.pieces[rank].sha256
-        ]
-    return bad
+    """Names (with rank) of the tensors whose bytes no longer have the digest in layout.json.
+
+    Raises: SurgeryError if a file is missing or unreadable as a whole.
+    """
+    return [
+        f"{entry.target} (TP rank {rank})"
+        for rank in range(layout.tensor_parallel)
+        for entry, piece in _stored(folder, layout, rank)
+        if tensor_digest(piece) != entry.pieces[rank].sha256
+    ]
+
+
+def remove_layout(folder: Path, layout: Layout) -> None:
+    """Deletes the files of a layout, its mark of completeness first."""
+    _remove([folder / LAYOUT_FILE, *(folder / piece.file for entry in layout.tensors for piece in entry.pieces)])
 
 
 def open_pieces(path: Path):  # safetensors does not export the type of what safe_open returns
@@ -187,3 +216,35 @@ def open_pieces(path: Path):  # safetensors does not export the type of what saf
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise SurgeryError(f"{path}: not a readable safetensors file ({error}); run the stage again") from error
+
+
+def _stored(folder: Path, layout: Layout, rank: int) -> Iterator[tuple[Entry, Tensor]]:
+    """Every slice of a rank, one at a time, file by file."""
+    for file in sorted({entry.pieces[rank].file for entry in layout.tensors}):
+        with open_pieces(folder / file) as handle:
+            for entry in layout.tensors:
+                if entry.pieces[rank].file == file:
+                    yield entry, _read(handle, entry, rank, folder)
+
+
+def _read(handle: Any, entry: Entry, rank: int, folder: Path) -> Tensor:
+    try:
+        return handle.get_tensor(entry.target)
+    except SafetensorError as error:
+        file = folder / entry.pieces[rank].file
+        raise SurgeryError(f"{file}: {entry.target} cannot be read ({error}); run the stage again") from error
+
+
+def _intact(tensor: Tensor, entry: Entry, rank: int, folder: Path) -> Tensor:
+    piece = entry.pieces[rank]
+    if tensor_digest(tensor) != piece.sha256:
+        raise SurgeryError(
+            f"{folder / piece.file}: {entry.target} is damaged: its bytes are not those that {LAYOUT_FILE} has the "
+            "digest of; run the stage again"
+        )
+    return tensor
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

@@ -1,13 +1,13 @@
 """The README.md of an exported model."""
 
+import re
 from typing import Any
 
 from model_surgery.layout import Layout
 
 
-def model_card(layout: Layout, source_config: dict[str, Any], facts: dict[str, Any]) -> str:
+def model_card(layout: Layout, facts: dict[str, Any]) -> str:
     """A model card: what the model is, from what it was made, how to load it."""
-    base = source_config.get("_name_or_path") or layout.source
     if layout.position_embedding == "none":
         what = (
             "A transformer **without positional embeddings**, made from a RoPE model by dropping its rotation and "
@@ -16,7 +16,7 @@ def model_card(layout: Layout, source_config: dict[str, Any], facts: dict[str, A
     else:
         what = "The control of a DroPE run: the source model with RoPE kept, trained on the same tokens."
     rows = {
-        "source": base,
+        "source": source_name(layout.source),
         "source fingerprint": f"`{layout.source_fingerprint[:16]}`",
         "layout digest": f"`{layout.digest()[:16]}`",
         "training context": f"{layout.shape.context} tokens",
@@ -28,12 +28,14 @@ def model_card(layout: Layout, source_config: dict[str, Any], facts: dict[str, A
             f"loss {facts['loss_exported']:.4f} against {facts['loss_trained']:.4f} at the end of training, mean "
             f"difference per token {facts['mean_difference']:.1e} over {facts['probe_tokens']} tokens"
         )
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    name = source_name(layout.source).rstrip("/").rsplit("/", 1)[-1]
+    kind = "positional embeddings dropped" if layout.position_embedding == "none" else "control"
+    table = "\n".join(f"| {row} | {value} |" for row, value in rows.items())
     return f"""---
 library_name: transformers
 tags: [drope, long-context]
 ---
-# {layout.source.rstrip("/").rsplit("/", 1)[-1]}, {"positional embeddings dropped" if layout.position_embedding == "none" else "control"}
+# {name}, {kind}
 
 {what}
 
@@ -51,3 +53,9 @@ tokenizer = AutoTokenizer.from_pretrained("this folder")
 Beyond the training context, a softmax scale of 1 + c ln s on the attention logits (s = length / training context) often
 helps; c is tuned per model.
 """
+
+
+def source_name(path: str) -> str:
+    """The Hub id of a checkpoint in the Hub's cache (.../models--OWNER--NAME/snapshots/REVISION), else its path."""
+    cached = re.search(r"(?:^|/)models--([^/]+)/snapshots/[^/]+/?$", path)
+    return cached[1].replace("--", "/", 1) if cached else path

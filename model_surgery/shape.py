@@ -1,12 +1,12 @@
 """The numbers that describe one transformer, read from a Hugging Face config."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
 from model_surgery.errors import SurgeryError
+from model_surgery.files import read_json
 
 
 class ModelShape(BaseModel):
@@ -15,17 +15,17 @@ class ModelShape(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model_type: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    vocab: int
-    context: int
+    layers: PositiveInt
+    hidden: PositiveInt
+    heads: PositiveInt
+    kv_heads: PositiveInt
+    head_dim: PositiveInt
+    ffn: PositiveInt
+    vocab: PositiveInt
+    context: PositiveInt
     tied: bool
-    norm_eps: float
-    rope_theta: float
+    norm_eps: PositiveFloat
+    rope_theta: PositiveFloat
     dtype: str = "float32"
 
     @property
@@ -55,15 +55,14 @@ def read_shape(folder: Path) -> ModelShape:
     path = folder / "config.json"
     if not path.is_file():
         raise SurgeryError(f"{path}: no such file; model.path must name a Hugging Face model folder")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SurgeryError(f"{path}: not valid JSON ({error})") from error
-    return shape_from_config(raw, str(path))
+    return shape_from_config(read_json(path), str(path))
 
 
 def shape_from_config(raw: dict[str, Any], where: str) -> ModelShape:
-    """The shape that a config dictionary (as in config.json) describes; `where` names it in errors."""
+    """The shape that a config dictionary (as in config.json) describes; `where` names it in errors.
+
+    Raises: SurgeryError if the architecture is not supported or a size is missing or not valid.
+    """
     model_type = raw.get("model_type")
     if model_type != "llama":
         raise SurgeryError(f"{where}: model_type = {model_type!r} is not supported; supported: llama (Llama 2, SmolLM)")
@@ -95,6 +94,12 @@ def shape_from_config(raw: dict[str, Any], where: str) -> ModelShape:
         )
     except KeyError as error:
         raise SurgeryError(f"{where}: {error.args[0]} is missing from the config") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise SurgeryError(f"{where}: {problem['loc'][0]} = {problem['input']!r}: {problem['msg']}") from error
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        given = f"num_attention_heads = {raw['num_attention_heads']!r} and hidden_size = {raw.get('hidden_size')!r}"
+        raise SurgeryError(f"{where}: {given} must be positive whole numbers") from error
     if shape.heads % shape.kv_heads:
         raise SurgeryError(f"{where}: {shape.heads} query heads cannot be grouped over {shape.kv_heads} KV heads")
     return shape

@@ -3,6 +3,8 @@
 Without RoPE a consistent permutation of q and k dimensions changes no logit, so a comparison without positions cannot
 catch every wrong cut. Hence two: (a) the source as published against the layout's Megatron-core model *with* RoPE at
 its TP degree, in as many processes; (b) the source with its rotation made the identity against the layout without PE.
+Numbers that move logits by less than the limit in some models (the norms' epsilon) are compared one by one, as
+transformers reads them.
 """
 
 import logging
@@ -16,7 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model_surgery.files import full_disk_is_bad_input
 from model_surgery.layout import Layout, read_rank
+from model_surgery.shape import ModelShape
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +50,11 @@ class Verification:
     with_rope: Comparison
     without_pe: Comparison
     tokens: int
+    config_differences: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        return self.with_rope.ok and self.without_pe.ok
+        return self.with_rope.ok and self.without_pe.ok and not self.config_differences
 
     def describe(self) -> str:
         """One line with both differences, their limits and the top-1 agreement."""
@@ -58,7 +63,7 @@ class Verification:
             f"top-1 agreement {c.top1_agreement:.2%}"
             for name, c in (("with RoPE", self.with_rope), ("without PE", self.without_pe))
         ]
-        return f"{'; '.join(parts)}; {self.tokens} tokens"
+        return "; ".join([*self.config_differences, *parts, f"{self.tokens} tokens"])
 
     def facts(self) -> dict[str, object]:
         """The numbers for a manifest."""
@@ -70,15 +75,39 @@ def verify(source: Path, folder: Path, layout: Layout, *, length: int, seed: int
     length = min(length, layout.shape.context)
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(layout.shape.vocab, (2, length), generator=generator)
-    with tempfile.TemporaryDirectory(prefix="drope-verify-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="drope-verify-") as scratch, full_disk_is_bad_input(Path(scratch)):
         processes = _start_layout_processes(folder, layout.tensor_parallel, tokens, Path(scratch))
-        with_rope = source_logits(source, tokens, identity_rotation=False)
-        without = source_logits(source, tokens, identity_rotation=True)
-        while not processes.join():
-            log.debug("waiting for the layout's logits")
+        try:
+            with_rope = source_logits(source, tokens, identity_rotation=False)
+            without = source_logits(source, tokens, identity_rotation=True)
+            while not processes.join():
+                log.debug("waiting for the layout's logits")
+        except BaseException:
+            for process in processes.processes:
+                process.terminate()
+            raise
         got = load_file(Path(scratch) / "logits.safetensors")
     return Verification(
-        with_rope=compare(with_rope, got["rope"]), without_pe=compare(without, got["none"]), tokens=tokens.numel()
+        with_rope=compare(with_rope, got["rope"]),
+        without_pe=compare(without, got["none"]),
+        tokens=tokens.numel(),
+        config_differences=config_differences(source, layout.shape),
+    )
+
+
+def config_differences(source: Path, shape: ModelShape) -> tuple[str, ...]:
+    """What transformers reads in the source's config.json and the layout's shape has otherwise, one text each."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source)
+    pairs = {
+        "rms_norm_eps": (config.rms_norm_eps, shape.norm_eps),
+        "rope_theta": (config.rope_parameters["rope_theta"], shape.rope_theta),
+        "max_position_embeddings": (config.max_position_embeddings, shape.context),
+        "tie_word_embeddings": (config.tie_word_embeddings, shape.tied),
+    }
+    return tuple(
+        f"{key} is {theirs!r}, in the layout {ours!r}" for key, (theirs, ours) in pairs.items() if theirs != ours
     )
 
 
@@ -114,16 +143,18 @@ def _start_layout_processes(folder: Path, tensor_parallel: int, tokens: Tensor, 
 
 
 def _layout_logits(rank: int, folder: str, tensor_parallel: int, tokens: Tensor, scratch: str) -> None:
-    """One TP rank: runs the layout with RoPE and without, rank 0 saves the gathered logits."""
+    """One TP rank: runs the layout with RoPE and without, rank 0 saves the gathered logits.
+
+    On the CPU, as the source is: fp32 there needs no setting of TF32, and the ranks need no GPU each.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before anything asks CUDA in this new process
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // tensor_parallel))
     from model_surgery.megatron.cpu import use_cpu_if_no_gpu
     from model_surgery.megatron.model import build_model, full_logits, load_slices, start_parallel
 
     use_cpu_if_no_gpu()
     store = torch.distributed.FileStore(f"{scratch}/store", tensor_parallel)
-    torch.distributed.init_process_group(
-        "gloo", store=store, rank=rank, world_size=tensor_parallel, timeout=_TIMEOUT
-    )
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=tensor_parallel, timeout=_TIMEOUT)
     start_parallel(tensor_parallel)
     layout = Layout.load(Path(folder))
     slices = read_rank(Path(folder), layout, rank)
@@ -135,4 +166,3 @@ def _layout_logits(rank: int, folder: str, tensor_parallel: int, tokens: Tensor,
     if rank == 0:
         save_file(logits, f"{scratch}/logits.safetensors")
     torch.distributed.destroy_process_group()
-

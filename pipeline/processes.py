@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from model_surgery.megatron.cpu import accelerator_name
 from pipeline.errors import StageFailed
 
 _PR_SET_PDEATHSIG = 1
@@ -18,22 +19,33 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def torchrun(module: str, arguments: list[str], *, processes: int) -> None:
-    """Runs `python -m module` in `processes` ranks on this machine; standard error of rank 0 stays visible.
+def put_tools_on_path() -> None:
+    """Lets child processes find ninja and torchrun, which lie beside this Python, in a virtual environment that nobody
+    activated."""
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def torchrun(module: str, arguments: list[str], *, processes: int, log: Path) -> None:
+    """Runs `python -m module` in `processes` ranks on this machine.
+
+    Standard error (progress, errors) stays visible; what the engine prints to standard output goes to `log`.
 
     Raises: StageFailed if a rank fails; its traceback stands on standard error.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["-m", module, *arguments]
-    result = subprocess.run(command, env=worker_environment(processes), preexec_fn=die_with_parent, check=False)
+    with log.open("ab") as output:
+        result = subprocess.run(
+            command, env=worker_environment(processes), stdout=output, preexec_fn=die_with_parent, check=False
+        )
     if result.returncode:
         raise StageFailed(f"{module} ended with code {result.returncode}; its messages stand above")
 
 
 def worker_environment(processes: int) -> dict[str, str]:
-    """The environment of the ranks: their share of the cores, and ninja (in this Python's bin) on the path."""
+    """The environment of the ranks: their share of the cores, and the accelerator for DeepSpeed."""
     environment = dict(os.environ)
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    environment.setdefault("DS_ACCELERATOR", accelerator_name())
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     environment.setdefault("PYTHONWARNINGS", "ignore")

@@ -87,10 +87,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     *path, last = dotted.split(".")
     target: Any = raw
     for key in path:
-        if isinstance(target, list):
-            target = _list_item(target, key, override)
-        else:
-            target = target.setdefault(key, {})
+        target = _list_item(target, key, override) if isinstance(target, list) else target.setdefault(key, {})
         if not isinstance(target, dict | list):
             raise RecipeError(f"override {override!r}: {key} is a plain value and has no fields")
     if isinstance(target, list):

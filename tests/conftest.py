@@ -1,4 +1,4 @@
-"""A tiny random Llama checkpoint with a word-level tokenizer, and documents in its words; real data where it is there."""
+"""A tiny random Llama checkpoint with a word-level tokenizer, documents in its words, and real data where there is."""
 
 import json
 import os

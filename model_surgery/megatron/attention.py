@@ -16,9 +16,10 @@ class SDPAttention(torch.nn.Module):
     def __init__(self, config: TransformerConfig, softmax_scale: float | None = None, **unused: object) -> None:
         super().__init__()
         self.softmax_scale = softmax_scale
-        self.width = config.kv_channels
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **unused: object) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **unused: object
+    ) -> Tensor:
         """[length, batch, heads, head_dim] (KV heads may be fewer) -> [length, batch, heads * head_dim]."""
         length, batch = query.shape[:2]
         out = scaled_dot_product_attention(

@@ -3,6 +3,11 @@
 import torch
 
 
+def accelerator_name() -> str:
+    """DeepSpeed's word for what this machine computes on; without it DeepSpeed warns that it found no GPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def use_cpu_if_no_gpu() -> torch.device:
     """The device to run on; without a GPU, first makes Megatron-core content with the CPU.
 

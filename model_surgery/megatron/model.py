@@ -3,18 +3,20 @@
 from typing import Literal
 
 import torch
-from torch import Tensor
-
-from model_surgery.errors import SurgeryError
-from model_surgery.shape import ModelShape
-
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+from megatron.core.tensor_parallel import (
+    gather_from_tensor_model_parallel_region,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
+from model_surgery.architectures import Join, rules
+from model_surgery.errors import SurgeryError
 from model_surgery.megatron.attention import SDPAttention
+from model_surgery.shape import ModelShape
 
 
 def start_parallel(tensor_parallel: int) -> None:
@@ -70,7 +72,21 @@ def build_model(
         position_embedding_type=position_embedding,
         rotary_base=shape.rope_theta,
     )
+    mark_partitioned(model, shape)
     return model.to(dtype)
+
+
+def mark_partitioned(model: GPTModel, shape: ModelShape) -> None:
+    """Tells gradient-norm code which parameters are slices, so that it sums those over TP ranks and not the others.
+
+    Megatron-core marks them while it draws initial weights, which is switched off here; without the marks DeepSpeed
+    takes every parameter for a replicated one, and the norm that gradients are clipped by comes out too small.
+    """
+    parameters = dict(model.named_parameters())
+    for rule in rules(shape):
+        if rule.join is not Join.REPLICATED:
+            axis = 1 if rule.join is Join.COLUMNS else 0
+            set_tensor_model_parallel_attributes(parameters[rule.target], is_parallel=True, dim=axis, stride=1)
 
 
 def load_slices(model: GPTModel, slices: dict[str, Tensor]) -> None:

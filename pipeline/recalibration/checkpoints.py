@@ -27,9 +27,8 @@ def save(engine: deepspeed.DeepSpeedEngine, folder: Path, step: int, keep: int) 
 def resume(engine: deepspeed.DeepSpeedEngine, folder: Path) -> int:
     """Loads the newest complete checkpoint, removes incomplete ones; returns its step, 0 if there is none."""
     found = complete(folder)
-    if torch.distributed.get_rank() == 0 and folder.is_dir():
-        for leftover in set(folder.iterdir()) - set(found):
-            shutil.rmtree(leftover)
+    if torch.distributed.get_rank() == 0:
+        remove_incomplete(folder)
     torch.distributed.barrier()
     if not found:
         return 0
@@ -40,6 +39,12 @@ def resume(engine: deepspeed.DeepSpeedEngine, folder: Path) -> int:
 def complete(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted(path.parent for path in folder.glob(f"step-*/{_MARKER}"))
+
+
+def remove_incomplete(folder: Path) -> None:
+    """Removes what a killed save has left."""
+    for leftover in set(folder.glob("step-*")) - set(complete(folder)):
+        shutil.rmtree(leftover)
 
 
 def sync_tree(folder: Path) -> None:

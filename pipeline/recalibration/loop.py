@@ -23,6 +23,7 @@ from pipeline.recalibration.outcome import save_outcome
 from pipeline.recalibration.parallel import mean_over_data_parallel
 from pipeline.recalibration.schedule import lr_factor
 
+
 def train(job: Job, device: torch.device) -> None:
     """Trains from the newest complete checkpoint (or the layout) to the end of the token budget."""
     config = job.config
@@ -40,7 +41,8 @@ def train(job: Job, device: torch.device) -> None:
     done = checkpoints.resume(engine, job.out_dir / "checkpoints")
 
     is_first = torch.distributed.get_rank() == 0
-    with Metrics(job.out_dir, done=done, steps=steps, description=job.description) if is_first else nullcontext() as metrics:
+    writer = Metrics(job.out_dir, done=done, steps=steps, description=job.description) if is_first else nullcontext()
+    with writer as metrics:
         if done == 0:
             record(metrics, 0, {"validation_loss": validate(engine, rows.validation, config.micro_batch, device)})
         for step in range(done + 1, steps + 1):

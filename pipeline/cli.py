@@ -1,0 +1,167 @@
+"""The `drope` command. Heavy imports happen inside the commands, so that --help answers at once."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+_STAGE_COMMANDS = {
+    "prepare-data": ("data", "Tokenize the documents into memory-mapped shards."),
+    "surgery": ("surgery", "Drop the positional embeddings and cut the checkpoint for tensor parallelism."),
+    "recalibrate": ("recalibration", "Train without positional embeddings at the original context length."),
+    "control": ("control", "Train the same model with RoPE kept on the same rows (recalibration.control: true)."),
+    "export": ("export", "Write the trained weights as a Hugging Face folder."),
+    "evaluate": ("evaluation", "Score the exported model and its RoPE-scaled rivals."),
+    "report": ("report", "Write the HTML page of the run."),
+}
+_OVERRIDES_HELP = "KEY=VALUE sets a field of the recipe by its dotted path: recalibration.lr=1e-4"
+
+
+class CleanErrors(click.Group):
+    """Bad input ends as one line and exit code 2; a failed stage as one line and exit code 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of the work, not of the alphabet
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError, RuntimeError) as error:
+            from pipeline.errors import BAD_INPUT, StageFailed
+
+            code = 2 if isinstance(error, BAD_INPUT) else 1 if isinstance(error, StageFailed) else None
+            if code is None:
+                raise
+            click.echo(f"drope: {error}", err=True)
+            sys.exit(code)
+
+
+@click.group(cls=CleanErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="drope", message="%(prog)s %(version)s")
+@click.option("-v", "--verbose", is_flag=True, help="Also log what the stages do in detail.")
+def main(verbose: bool) -> None:
+    """DroPE: give a pretrained RoPE model a longer context by removing its positional embeddings.
+
+    A recipe (one YAML file, see recipes/) says everything about a run. Start with
+
+    \b
+        drope doctor                       what of the stack works on this machine
+        drope plan RECIPE                  what would run, and whether it can
+        drope run RECIPE                   data, surgery, recalibration, export, evaluation, report
+
+    Exit codes: 0 done, 2 bad input (one line says what and the way out), 1 a stage failed.
+    """
+    from pipeline.processes import put_tools_on_path
+
+    put_tools_on_path()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for package in ("pipeline", "data_prep", "model_surgery", "eval"):
+        logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the RECIPE argument and the overrides after it."""
+    command = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")(command)
+    return click.argument("recipe", type=click.Path(path_type=Path))(command)
+
+
+def _load(recipe: Path, overrides: tuple[str, ...]) -> Any:
+    from pipeline.recipe import load_recipe
+
+    return load_recipe(recipe, overrides)
+
+
+def _run(recipe: Path, overrides: tuple[str, ...], only: tuple[str, ...]) -> None:
+    from pipeline.run_local import run
+
+    loaded = _load(recipe, overrides)
+    run(loaded, only)
+    page = loaded.folder / "report" / "report.html"
+    if page.is_file() and (not only or "report" in only):
+        click.echo(f"report: {page.resolve()}")
+
+
+@main.command(epilog=_OVERRIDES_HELP)
+@takes_recipe
+@click.option("--stage", "only", multiple=True, metavar="STAGE", help="Only this stage; may be given several times.")
+def run(recipe: Path, overrides: tuple[str, ...], only: tuple[str, ...]) -> None:
+    """Run a recipe's stages on this machine.
+
+    Stages that are complete with these settings are skipped; a stage that was cut off goes on. A stage that is there
+    with other settings is refused with the difference named, never redone over.
+    """
+    _run(recipe, overrides, only)
+
+
+@main.command(epilog=_OVERRIDES_HELP)
+@takes_recipe
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show what would run: steps, tokens, memory per GPU, GPU-hours, disk; nothing is written."""
+    from pipeline.plan import make_plan
+
+    made = make_plan(_load(recipe, overrides))
+    click.echo(json.dumps(made.as_dict(), indent=2) if as_json else made.as_text())
+
+
+def _stage_command(name: str, stage: str, text: str) -> None:
+    @main.command(
+        name, help=f"{text} One stage of RECIPE; the stages before it must be complete.", epilog=_OVERRIDES_HELP
+    )
+    @takes_recipe
+    def command(recipe: Path, overrides: tuple[str, ...]) -> None:
+        _run(recipe, overrides, (stage,))
+
+
+for _name, (_stage, _text) in _STAGE_COMMANDS.items():
+    _stage_command(_name, _stage, _text)
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--verify", is_flag=True, help="Also compare every byte with the recorded digests.")
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+def inspect(path: Path, verify: bool, as_json: bool) -> None:
+    """Say what PATH is: shards, layout, checkpoint, stage or run, with its facts."""
+    from pipeline.inspect import inspect_path
+
+    facts = inspect_path(path, verify=verify)
+    click.echo(
+        json.dumps(facts, indent=2) if as_json else "\n".join(f"{key:<24} {value}" for key, value in facts.items())
+    )
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(as_json: bool) -> None:
+    """Say what of the stack works on this machine: compiler, GPU, Transformer Engine, NCCL, SLURM."""
+    from pipeline.doctor import examine
+
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
+    else:
+        click.echo("\n".join(str(finding) for finding in findings))
+    if any(finding.state == "broken" for finding in findings):
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--pretrain", is_flag=True, help="Instead reproduce the RoPE checkpoint that the demo starts from.")
+def demo(overrides: tuple[str, ...], pretrain: bool) -> None:
+    """The paper's experiment in miniature, on two CPU cores in minutes.
+
+    Writes a corpus of facts to recall, then runs the whole pipeline on a small RoPE model that comes with the project.
+    """
+    from pipeline.demo.run import prepare_demo
+
+    _run(prepare_demo(pretrain=pretrain), overrides, ())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What is at a path: shards, a layout, a Hugging Face checkpoint, a stage or a run; as facts for human eyes."""
+
+from pathlib import Path
+from typing import Any
+
+from model_surgery.files import file_digest
+from pipeline.errors import RecipeError
+from pipeline.manifest import MANIFEST_FILE, Manifest
+
+Facts = dict[str, Any]
+
+
+def inspect_path(path: Path, *, verify: bool = False) -> Facts:
+    """Facts about the first thing that `path` is recognised as; with `verify` its bytes are compared with its digests.
+
+    Raises: RecipeError if it is nothing known, or does not verify.
+    """
+    if not path.exists():
+        raise RecipeError(f"{path}: no such file or folder")
+    for is_one, facts_of in _KINDS:
+        if is_one(path):
+            return facts_of(path, verify)
+    raise RecipeError(
+        f"{path}: not recognised; known are a run or stage folder, a layout (layout.json), shards (shards.json, .bin, "
+        ".idx) and a Hugging Face checkpoint (config.json)"
+    )
+
+
+def _run_facts(path: Path, verify: bool) -> Facts:
+    manifests = sorted(filter(None, map(Manifest.load, _folders(path))), key=lambda manifest: manifest.finished)
+    facts: Facts = {"kind": "run", "recipe": str(path / "recipe.yaml")}
+    for manifest in manifests:
+        facts[manifest.stage] = f"complete {manifest.finished:%Y-%m-%d %H:%M} UTC, {manifest.seconds:.0f} s"
+        if verify:
+            _stage_facts(path / manifest.stage, True)
+    return facts | ({"digests": "all outputs as recorded"} if verify else {})
+
+
+def _folders(path: Path) -> list[Path]:
+    return [child for child in path.iterdir() if child.is_dir()]
+
+
+def _stage_facts(path: Path, verify: bool) -> Facts:
+    manifest = Manifest.load(path)
+    if manifest is None:
+        raise RecipeError(f"{path}: no {MANIFEST_FILE}; the stage is not complete")
+    if verify:
+        for output in manifest.outputs:
+            if not (path / output.path).is_file() or file_digest(path / output.path) != output.sha256:
+                raise RecipeError(
+                    f"{path / output.path}: gone, or its bytes are not those recorded; run the stage again"
+                )
+    facts: Facts = {
+        "kind": f"{manifest.stage} stage",
+        "finished": f"{manifest.finished:%Y-%m-%d %H:%M:%S} UTC",
+        "seconds": round(manifest.seconds, 1),
+        "digest": manifest.digest,
+        "outputs": f"{len(manifest.outputs)} files, {sum(o.bytes for o in manifest.outputs):,} bytes",
+    }
+    facts |= {f"input {name}": digest for name, digest in manifest.inputs.items()}
+    facts |= {f"fact {name}": value for name, value in manifest.facts.items()}
+    return facts | ({"digests": "all outputs as recorded"} if verify else {})
+
+
+def _layout_facts(path: Path, verify: bool) -> Facts:
+    from model_surgery.layout import Layout, damaged_tensors
+
+    layout = Layout.load(path)
+    if verify and (damaged := damaged_tensors(path, layout)):
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        raise RecipeError(f"{path}: tensor {damaged[0]}{more}: bytes are not those recorded; run the stage again")
+    facts: Facts = {
+        "kind": "tensor-parallel layout",
+        "tensor parallel": layout.tensor_parallel,
+        "position embedding": layout.position_embedding,
+        "parameters": f"{layout.shape.parameters:,}",
+        "trained": f"{layout.trained_steps:,} steps, {layout.trained_tokens:,} tokens",
+        "source": layout.source,
+        "digest": layout.digest(),
+        "shape": ", ".join(f"{key} {value}" for key, value in layout.shape.model_dump().items()),
+    }
+    return facts | ({"digests": "all tensors as recorded"} if verify else {})
+
+
+def _shards_facts(path: Path, verify: bool) -> Facts:
+    from data_prep.artifact import ShardSet
+
+    shards = ShardSet.load(path)
+    facts: Facts = {
+        "kind": "shards",
+        "tokenizer": f"{shards.tokenizer} ({shards.vocab_size:,} ids, EOS {shards.eos_id})",
+        "row length": f"{shards.row_length} tokens",
+        "stored as": shards.dtype,
+    }
+    for source in shards.sources:
+        for name, part in (("train", source.train), ("validation", source.validation)):
+            facts[f"{source.name} {name}"] = f"{part.documents:,} documents, {part.tokens:,} tokens"
+    return facts
+
+
+def _shard_facts(path: Path, verify: bool) -> Facts:
+    from data_prep.megatron import IndexedDataset
+
+    dataset = IndexedDataset(str(path.with_suffix("")))
+    tokens = int(dataset.sequence_lengths.sum())
+    return {
+        "kind": "Megatron shard",
+        "documents": f"{len(dataset.document_indices) - 1:,}",
+        "tokens": f"{tokens:,}",
+        "stored as": dataset.index.dtype.__name__,
+        "first document": f"{dataset[0][:12].tolist()} ...",
+    }
+
+
+def _checkpoint_facts(path: Path, verify: bool) -> Facts:
+    import json
+
+    from model_surgery.checkpoint import Checkpoint, weight_files
+
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    facts: Facts = {
+        "kind": "Hugging Face checkpoint",
+        "architecture": ", ".join(config.get("architectures") or ["unknown"]),
+        "weights": f"{sum(file.stat().st_size for file in weight_files(path)):,} bytes",
+    }
+    if "drope" in config:
+        return facts | {"positional embedding": "none", **{f"drope {k}": v for k, v in config["drope"].items()}}
+    with Checkpoint(path) as checkpoint:
+        facts["parameters"] = f"{checkpoint.shape.parameters:,}"
+        facts["shape"] = ", ".join(f"{key} {value}" for key, value in checkpoint.shape.model_dump().items())
+    return facts
+
+
+_KINDS = (
+    (lambda path: (path / "recipe.yaml").is_file(), _run_facts),
+    (lambda path: (path / MANIFEST_FILE).is_file(), _stage_facts),
+    (lambda path: (path / "layout.json").is_file(), _layout_facts),
+    (lambda path: (path / "shards.json").is_file(), _shards_facts),
+    (lambda path: path.suffix in (".bin", ".idx"), _shard_facts),
+    (lambda path: (path / "config.json").is_file(), _checkpoint_facts),
+)

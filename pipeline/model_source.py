@@ -1,0 +1,60 @@
+"""Where the source checkpoint is: a folder, or a Hub id that is downloaded or found in the Hub's local cache."""
+
+import re
+from pathlib import Path
+
+from model_surgery.known_models import KNOWN_MODELS
+from model_surgery.shape import ModelShape, read_shape
+from pipeline.errors import RecipeError
+from pipeline.recipe import ModelConfig
+
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_WANTED = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
+
+
+def resolve_model(model: ModelConfig) -> Path:
+    """The folder that holds the checkpoint.
+
+    Raises: RecipeError if there is no such folder and, for a Hub id, it can be neither downloaded nor found locally.
+    """
+    folder = Path(model.path)
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.match(model.path):
+        raise RecipeError(f"model.path = {model.path}: no such folder, nor a Hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=_WANTED))
+    except Exception as error:  # the Hub client raises a different class for every way of not being reached
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(
+            f"model.path = {model.path}: neither a folder nor to be had from the Hub: {reason}"
+        ) from error
+
+
+def plan_shape(model: ModelConfig) -> tuple[ModelShape, str]:
+    """The model's shape and where it was read, without any download.
+
+    Raises: RecipeError if it is neither a folder, nor in the Hub's local cache, nor one of the known models.
+    """
+    folder = Path(model.path)
+    if folder.is_dir():
+        return read_shape(folder), str(folder / "config.json")
+    from huggingface_hub import try_to_load_from_cache
+
+    if _HUB_ID.match(model.path):
+        cached = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
+        if isinstance(cached, str):
+            return read_shape(Path(cached).parent), cached
+    if model.path in KNOWN_MODELS:
+        return KNOWN_MODELS[model.path], "the published shape, as built in"
+    raise RecipeError(
+        f"model.path = {model.path}: no such folder and not in the Hub cache; known without a download: "
+        f"{', '.join(KNOWN_MODELS)}"
+    )
+
+
+def known_or_folder(model: ModelConfig) -> bool:
+    """Whether the checkpoint itself, and not only its shape, is on this machine now."""
+    return Path(model.path).is_dir()

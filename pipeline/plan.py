@@ -1,0 +1,136 @@
+"""What a recipe would do: stages, steps, memory, time, disk; and every refusal that can be known now."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from model_surgery.shape import ModelShape
+from pipeline.checks import check_recipe, check_shapes
+from pipeline.manifest import Manifest
+from pipeline.memory import GIB, TrainingMemory, training_flops, training_memory
+from pipeline.model_source import known_or_folder, plan_shape
+from pipeline.recipe import Recipe
+from pipeline.run_local import is_complete
+from pipeline.stages import stages_of
+
+ASSUMED_PEAK_FLOPS = 989e12
+"""Dense bf16 peak of one H100 or H200 (NVIDIA's datasheet)."""
+ASSUMED_MFU = 0.4
+"""Share of the peak that the estimate of GPU-hours takes for granted."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of a run before it runs."""
+
+    name: str
+    stages: dict[str, str]
+    shape: ModelShape
+    shape_from: str
+    gpus: int
+    steps: int
+    tokens_per_step: int
+    tokens: int
+    trainings: int
+    memory: TrainingMemory
+    gpu_hours: float
+    disk: dict[str, int]
+    unchecked: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs: bytes are bytes, tokens are tokens."""
+        assumptions = {"peak_flops_per_gpu": ASSUMED_PEAK_FLOPS, "mfu": ASSUMED_MFU}
+        memory = {**asdict(self.memory), "total": self.memory.total}
+        return {
+            **{key: getattr(self, key) for key in ("name", "stages", "shape_from", "gpus", "steps")},
+            **{key: getattr(self, key) for key in ("tokens_per_step", "tokens", "trainings", "gpu_hours")},
+            "shape": self.shape.model_dump(),
+            "parameters": self.shape.parameters,
+            "memory_per_gpu": memory,
+            "assumptions": assumptions,
+            "disk": self.disk,
+            "unchecked": self.unchecked,
+        }
+
+    def as_text(self) -> str:
+        """For people."""
+        shape = self.shape
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in asdict(self.memory).items())
+        disk = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.disk.items())
+        trainings = " (recalibration and control)" if self.trainings == 2 else ""
+        lines = [
+            f"run           {self.name}",
+            f"model         {shape.parameters:,} parameters, {shape.layers} layers, {shape.heads} query and "
+            f"{shape.kv_heads} KV heads, context {shape.context} ({self.shape_from})",
+            f"stages        {', '.join(f'{name}: {state}' for name, state in self.stages.items())}",
+            f"training      {self.steps:,} steps x {self.tokens_per_step:,} tokens = {self.tokens:,} tokens{trainings}",
+            f"GPUs          {self.gpus}",
+            f"memory/GPU    {self.memory.total / GIB:.1f} GiB estimated (GiB: {parts}), without recomputation",
+            f"GPU-hours     {self.gpu_hours:,.1f} estimated at {ASSUMED_MFU:.0%} of {ASSUMED_PEAK_FLOPS / 1e12:.0f} "
+            "TFLOP/s per GPU",
+            f"disk          {sum(self.disk.values()) / GIB:.1f} GiB (GiB: {disk})",
+        ]
+        return "\n".join(lines + [f"not checked   {what}" for what in self.unchecked])
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Checks all that can be checked on this machine, and computes the numbers. Nothing is written.
+
+    Raises: RecipeError, SurgeryError, DataError or EvaluationError for what cannot work.
+    """
+    check_shapes(recipe)
+    shape, shape_from = plan_shape(recipe.model)
+    training, length = recipe.recalibration, recipe.data.row_length
+    here = known_or_folder(recipe.model)
+    if here:
+        check_recipe(recipe, [stage for stage in stages_of(recipe) if not is_complete(stage, recipe)])
+    steps = training.steps(length)
+    tokens = steps * training.batch * length
+    trainings = 2 if training.control else 1
+    flops = trainings * training_flops(shape, tokens=tokens, length=length)
+    return Plan(
+        name=recipe.name,
+        stages=stage_states(recipe),
+        shape=shape,
+        shape_from=shape_from,
+        gpus=recipe.surgery.tensor_parallel * training.data_parallel,
+        steps=steps,
+        tokens_per_step=training.batch * length,
+        tokens=tokens,
+        trainings=trainings,
+        memory=training_memory(
+            shape,
+            tensor_parallel=recipe.surgery.tensor_parallel,
+            data_parallel=training.data_parallel,
+            zero_stage=training.zero_stage,
+            bytes_per_value=2 if training.precision == "bf16" else 4,
+            micro_batch=training.micro_batch,
+            length=length,
+        ),
+        gpu_hours=flops / (ASSUMED_PEAK_FLOPS * ASSUMED_MFU) / 3600,
+        disk=disk_bytes(recipe, shape, tokens),
+        unchecked=[] if here else [f"{recipe.model.path} is not on this machine: its tensors, tokenizer and documents"],
+    )
+
+
+def stage_states(recipe: Recipe) -> dict[str, str]:
+    """Every stage of the recipe with what its manifest says."""
+    states = {}
+    for stage in stages_of(recipe):
+        manifest = Manifest.load(recipe.folder / stage.name)
+        states[stage.name] = "complete" if manifest else "to do"
+    return states
+
+
+def disk_bytes(recipe: Recipe, shape: ModelShape, tokens: int) -> dict[str, int]:
+    """What the run's folder will hold. Training checkpoints: weights, and fp32 masters and moments."""
+    training = recipe.recalibration
+    value = 2 if training.precision == "bf16" else 4
+    wanted = recipe.data.max_tokens or tokens
+    trainings = 2 if training.control else 1
+    return {
+        "shards": wanted * (2 if shape.vocab <= 1 << 16 else 4),
+        "layout": shape.parameters * (4 if shape.dtype == "float32" else 2),
+        "checkpoints": trainings * training.keep_checkpoints * shape.parameters * (value + 12),
+        "trained layout": trainings * shape.parameters * 4,
+        "export": trainings * shape.parameters * (4 if recipe.export.dtype == "float32" else 2),
+    }

@@ -1,0 +1,208 @@
+"""Runs a recipe's stages on this machine: skips what is complete, refuses what does not match, goes on after a kill."""
+
+import errno
+import fcntl
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from model_surgery.files import write_json
+from pipeline.checks import check_recipe
+from pipeline.errors import BAD_INPUT, RecipeError
+from pipeline.manifest import MANIFEST_FILE, Manifest, describe_outputs, differences, environment, now
+from pipeline.recipe import Recipe, write_recipe
+from pipeline.stages import Stage, stages_of
+
+log = logging.getLogger(__name__)
+
+_STARTED_FILE = "started.json"
+_FULL_DISK_BYTES = 1 << 20
+
+
+class Identity(BaseModel):
+    """What a stage is made from: equal identities give equal results."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: dict[str, Any]
+    inputs: dict[str, str]
+
+
+def run(recipe: Recipe, only: tuple[str, ...] = ()) -> None:
+    """Runs the recipe's stages (or those named in `only`) in order; complete ones are skipped.
+
+    Raises: RecipeError and the packages' own errors on bad input, StageFailed if a stage's process fails.
+    """
+    stages = [stage for stage in stages_of(recipe) if not only or stage.name in only]
+    if missing := set(only) - {stage.name for stage in stages}:
+        raise RecipeError(f"--stage {min(missing)}: this recipe has {', '.join(s.name for s in stages_of(recipe))}")
+    pending = [stage for stage in stages if not is_complete(stage, recipe)]
+    if pending:
+        check_recipe(recipe, pending)
+        with run_folder(recipe) as folder:
+            write_recipe(recipe, folder / "recipe.yaml")
+            for stage in pending:
+                # Looked at again: an input made a moment ago may show that what is there was made from another.
+                if not is_complete(stage, recipe):
+                    run_stage(stage, recipe, folder)
+    for stage in stages:
+        if stage not in pending:
+            log.info("%-13s complete, skipped", stage.name)
+
+
+def run_stage(stage: Stage, recipe: Recipe, run_dir: Path) -> None:
+    """One stage from its inputs to its manifest.
+
+    A stage that fails on bad input leaves nothing; one that is cut off leaves what a later attempt goes on with.
+    """
+    folder = run_dir / stage.name
+    identity = identify(stage, recipe)
+    prepare_folder(stage, identity, folder)
+    started = now()
+    log.info("%-13s %s", stage.name, stage.help)
+    try:
+        with explained_full_disk(folder):
+            facts = stage.run(recipe, run_dir, folder)
+            save_manifest(stage, identity, folder, started, facts)
+    except BAD_INPUT:
+        if not stage.resumes or not has_progress(stage, folder):
+            shutil.rmtree(folder)
+        raise
+    seconds = (now() - started).total_seconds()
+    log.info("%-13s done in %.0f s", stage.name, seconds)
+
+
+def save_manifest(stage: Stage, identity: Identity, folder: Path, started: Any, facts: dict[str, Any]) -> None:
+    """The last act of a stage: the digests of its outputs, and with them its completeness."""
+    (folder / _STARTED_FILE).unlink()
+    manifest = Manifest(
+        stage=stage.name,
+        started=started,
+        finished=now(),
+        config=identity.config,
+        inputs=identity.inputs,
+        outputs=describe_outputs(folder, output_files(stage, folder)),
+        facts=facts,
+        environment=environment(),
+    )
+    manifest.save(folder)
+
+
+def is_complete(stage: Stage, recipe: Recipe) -> bool:
+    """Whether the stage is done with these settings and inputs.
+
+    Raises: RecipeError if it is done, or was begun, with others (the differences are named), or an output is gone.
+    """
+    folder = recipe.folder / stage.name
+    manifest = Manifest.load(folder)
+    begun = folder / _STARTED_FILE
+    if manifest is None:
+        if begun.is_file():
+            refuse_other(stage, recipe, Identity.model_validate_json(begun.read_text(encoding="utf-8")))
+        return False
+    refuse_other(stage, recipe, Identity(config=manifest.config, inputs=manifest.inputs))
+    for output in manifest.outputs:
+        path = folder / output.path
+        if not path.is_file() or path.stat().st_size != output.bytes:
+            raise RecipeError(f"{path}: gone or changed since the stage was complete; remove {folder} to run it again")
+    return True
+
+
+def refuse_other(stage: Stage, recipe: Recipe, recorded: Identity) -> None:
+    """Raises: RecipeError if what is in the stage's folder was made with other settings or from other inputs."""
+    wanted = identify(stage, recipe, partial=True)
+    known = {name: digest for name, digest in recorded.inputs.items() if name in wanted.inputs}
+    changed = differences({"config": recorded.config, "inputs": known}, wanted.model_dump())
+    if changed:
+        folder = recipe.folder / stage.name
+        more = f" and {len(changed) - 1} more differences" if len(changed) > 1 else ""
+        raise RecipeError(
+            f"{folder}: holds a {stage.name} stage of another recipe: {changed[0]}{more}; "
+            f"give this run another name, or remove {folder} and the stages made from it"
+        )
+
+
+def identify(stage: Stage, recipe: Recipe, *, partial: bool = False) -> Identity:
+    """The stage's settings, and the digests of what it is made from; `partial` leaves out inputs not yet made.
+
+    Raises: RecipeError if an input stage is not complete.
+    """
+    inputs = dict(stage.sources(recipe))
+    for name in stage.needs:
+        if name not in {other.name for other in stages_of(recipe)}:
+            continue
+        manifest = Manifest.load(recipe.folder / name)
+        if manifest is not None:
+            inputs[name] = manifest.digest
+        elif not partial:
+            raise RecipeError(f"stage {stage.name} needs stage {name}, which is not complete in {recipe.folder}")
+    return Identity(config=stage.config(recipe), inputs=inputs)
+
+
+def prepare_folder(stage: Stage, identity: Identity, folder: Path) -> None:
+    """An empty folder, or for a stage that resumes the one that was left, marked with what it is made from."""
+    if folder.is_dir() and not stage.resumes:
+        shutil.rmtree(folder)
+    if (folder / _STARTED_FILE).is_file():
+        log.info("%-13s goes on from where it was cut off", stage.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / _STARTED_FILE, identity.model_dump(mode="json"))
+
+
+def has_progress(stage: Stage, folder: Path) -> bool:
+    """Whether a stage that resumes has left something to go on with."""
+    return any((folder / name).is_dir() and any((folder / name).iterdir()) for name in stage.scratch)
+
+
+def output_files(stage: Stage, folder: Path) -> list[Path]:
+    """The files that the stage made, without its scratch."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
+    return [path for path in files if path.relative_to(folder).parts[0] not in stage.scratch]
+
+
+@contextmanager
+def run_folder(recipe: Recipe) -> Iterator[Path]:
+    """The run's folder, made if need be and locked against a second run; removed again if nothing came to be in it.
+
+    Raises: RecipeError if another process runs this recipe now.
+    """
+    folder = recipe.folder
+    existed = folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RecipeError(f"{folder}: another process is running this recipe; wait for it or stop it") from error
+        try:
+            with explained_full_disk(folder):
+                yield folder
+        except BAD_INPUT:
+            if not existed and not any(path.is_dir() for path in folder.iterdir()):
+                shutil.rmtree(folder)
+            raise
+
+
+@contextmanager
+def explained_full_disk(folder: Path) -> Iterator[None]:
+    """Turns any error that a full disk has caused into one clear line.
+
+    Libraries report a full disk in many ways (torch's zip writer as a RuntimeError, a killed worker as an exit code),
+    so beside the error number the free space is looked at.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, BAD_INPUT):
+            raise
+        full = getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(folder).free < _FULL_DISK_BYTES
+        if full:
+            raise RecipeError(
+                f"{folder}: the disk is full; free space there or set runs_dir to another disk"
+            ) from error
+        raise

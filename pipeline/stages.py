@@ -1,0 +1,213 @@
+"""The stages of a run, in order: what each needs, what identifies it, and the function that does it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.model_source import resolve_model
+from pipeline.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. `run(recipe, folder of the run, folder of the stage)` does it and returns facts for the manifest."""
+
+    name: str
+    help: str
+    needs: tuple[str, ...]
+    config: Callable[[Recipe], dict[str, Any]]
+    run: Callable[[Recipe, Path, Path], dict[str, Any]]
+    sources: Callable[[Recipe], dict[str, str]] = lambda recipe: {}
+    """Fingerprints of what lies outside the run's folder."""
+    wanted: Callable[[Recipe], bool] = lambda recipe: True
+    resumes: bool = False
+    """Whether a stage that was cut off goes on with what is in its folder; the others begin anew."""
+    scratch: tuple[str, ...] = ()
+    """Folders below the stage's that are not its outputs."""
+
+
+def _dump(section: Any) -> dict[str, Any]:
+    return section.model_dump(mode="json")
+
+
+def _model_fingerprint(recipe: Recipe) -> dict[str, str]:
+    from model_surgery.checkpoint import fingerprint
+
+    return {"model": fingerprint(resolve_model(recipe.model))}
+
+
+def tokenizer_path(recipe: Recipe) -> Path:
+    """The tokenizer that documents are encoded with: the recipe's, else the model's own."""
+    return Path(recipe.data.tokenizer) if recipe.data.tokenizer else resolve_model(recipe.model)
+
+
+def _data_fingerprints(recipe: Recipe) -> dict[str, str]:
+    from data_prep.sources import source_files
+    from data_prep.tokenizers import load_tokenizer
+    from model_surgery.files import fingerprint_files
+
+    files = {
+        f"source {number} ({source.path})": fingerprint_files(path for path, _ in source_files(source))
+        for number, source in enumerate(recipe.data.sources)
+    }
+    return {**files, "tokenizer": load_tokenizer(tokenizer_path(recipe)).digest}
+
+
+def _run_data(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
+    from data_prep import prepare
+    from model_surgery.shape import read_shape
+
+    shape = read_shape(resolve_model(recipe.model))
+    shards = prepare.run(recipe.data, tokenizer=tokenizer_path(recipe), model_vocab_size=shape.vocab, out_dir=out_dir)
+    parts = {
+        part: {
+            "documents": sum(getattr(source, part).documents for source in shards.sources),
+            "tokens": sum(getattr(source, part).tokens for source in shards.sources),
+        }
+        for part in ("train", "validation")
+    }
+    return {**parts, "empty_documents": sum(source.empty_documents for source in shards.sources)}
+
+
+def _run_surgery(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
+    from model_surgery import convert
+
+    layout, verification = convert.run(recipe.surgery, source=resolve_model(recipe.model), out_dir=out_dir)
+    return {
+        "parameters": layout.shape.parameters,
+        "layout_digest": layout.digest(),
+        "verification": verification.facts() if verification else None,
+    }
+
+
+def _run_recalibration(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
+    from pipeline.recalibration.run import run as recalibrate
+
+    return recalibrate(recipe.recalibration, "none", shards=run / "data", layout=run / "surgery", out_dir=out_dir)
+
+
+def _run_control(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
+    from pipeline.recalibration.run import run as recalibrate
+
+    return recalibrate(recipe.recalibration, "rope", shards=run / "data", layout=run / "surgery", out_dir=out_dir)
+
+
+def _run_export(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
+    from model_surgery import export
+
+    facts = {}
+    for name, stage in exported_models(recipe).items():
+        facts[name] = export.run(
+            recipe.export,
+            layout_dir=run / stage / "layout",
+            source=resolve_model(recipe.model),
+            out_dir=out_dir / name,
+            probe=run / stage / "probe.safetensors",
+        )
+    return facts
+
+
+def exported_models(recipe: Recipe) -> dict[str, str]:
+    """Folder below export/ of every exported model, and the training stage that it comes from."""
+    return {"drope": "recalibration"} | ({"control": "control"} if recipe.recalibration.control else {})
+
+
+def _run_evaluation(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
+    from eval import run as evaluation
+
+    results = evaluation.run(recipe.evaluation, models=evaluated_models(recipe, run), out_dir=out_dir)
+    return {"scores": len(results.scores), "seconds": results.seconds}
+
+
+def evaluated_models(recipe: Recipe, run: Path) -> Any:
+    """What the evaluation scores (an `eval.models.Models`): the source, the exports, the held-out shards."""
+    from data_prep.artifact import ShardSet
+    from eval.models import Models
+
+    source = resolve_model(recipe.model)
+    shards = ShardSet.load(run / "data")
+    return Models(
+        source=source,
+        drope=run / "export" / "drope",
+        control=run / "export" / "control" if recipe.recalibration.control else None,
+        tokenizer=source,
+        validation=tuple(run / "data" / part.validation.prefix for part in shards.sources if part.validation.documents),
+    )
+
+
+def _run_report(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
+    from pipeline.report.page import write_report
+
+    page = write_report(recipe, run, out_dir)
+    return {"page": str(page.relative_to(run))}
+
+
+_TRAINING_SCRATCH = ("checkpoints", "tensorboard", "row-index")
+
+STAGES = (
+    Stage(
+        "data",
+        "tokenize the documents into memory-mapped shards",
+        needs=(),
+        config=lambda recipe: _dump(recipe.data),
+        run=_run_data,
+        sources=_data_fingerprints,
+    ),
+    Stage(
+        "surgery",
+        "drop the positional embeddings and cut the checkpoint into its tensor-parallel layout",
+        needs=(),
+        config=lambda recipe: _dump(recipe.surgery),
+        run=_run_surgery,
+        sources=_model_fingerprint,
+    ),
+    Stage(
+        "recalibration",
+        "train without positional embeddings at the original context length",
+        needs=("data", "surgery"),
+        config=lambda recipe: _dump(recipe.recalibration),
+        run=_run_recalibration,
+        resumes=True,
+        scratch=_TRAINING_SCRATCH,
+    ),
+    Stage(
+        "control",
+        "train the same model with RoPE kept on the same rows, for comparison",
+        needs=("data", "surgery"),
+        config=lambda recipe: _dump(recipe.recalibration),
+        run=_run_control,
+        wanted=lambda recipe: recipe.recalibration.control,
+        resumes=True,
+        scratch=_TRAINING_SCRATCH,
+    ),
+    Stage(
+        "export",
+        "write the trained weights as a Hugging Face folder for stock transformers",
+        needs=("recalibration", "control"),
+        config=lambda recipe: _dump(recipe.export),
+        run=_run_export,
+    ),
+    Stage(
+        "evaluation",
+        "score the exported model and its RoPE-scaled rivals",
+        needs=("data", "export"),
+        config=lambda recipe: _dump(recipe.evaluation),
+        run=_run_evaluation,
+        sources=_model_fingerprint,
+        resumes=True,
+        scratch=("units",),
+    ),
+    Stage(
+        "report",
+        "write one HTML page with the run's plots, tables and lineage",
+        needs=("recalibration", "control", "evaluation"),
+        config=lambda recipe: _dump(recipe.report),
+        run=_run_report,
+    ),
+)
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The stages that this recipe has, in order."""
+    return [stage for stage in STAGES if stage.wanted(recipe)]

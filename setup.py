@@ -1,0 +1,46 @@
+"""Package metadata; exact versions are pinned in requirements.lock."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PACKAGES = ("pipeline", "model_surgery", "data_prep", "eval")
+
+setup(
+    name="drope",
+    version="0.1.0",
+    description="Longer context for pretrained models: drop the positional embeddings, recalibrate, evaluate",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=[*PACKAGES, *(f"{name}.*" for name in PACKAGES)]),
+    include_package_data=True,
+    package_data={"pipeline": ["report/templates/*", "demo/model/*"]},
+    install_requires=[
+        "torch==2.13.0",
+        "deepspeed==0.19.8",
+        "megatron-core==0.16.1",
+        "transformers==5.23.0",
+        "datasets==5.2.0",
+        "tokenizers==0.23.3",
+        "sentencepiece==0.2.3",
+        "safetensors==0.8.0",
+        "lm-eval==0.4.13",
+        "accelerate>=1.15",
+        "tensorboard==2.21.0",
+        "numpy>=2.4,<2.5",
+        "zstandard>=0.25",
+        "pydantic>=2.14,<3",
+        "pyyaml>=6.0.3",
+        "click>=8.5,<9",
+        "tqdm>=4.67",
+        "matplotlib>=3.11,<4",
+        "jinja2>=3.1",
+    ],
+    extras_require={
+        "gpu": ["transformer-engine[pytorch,core_cu13]==2.20.0"],
+        "test": ["pytest>=9", "ruff>=0.17", "import-linter>=2.16"],
+    },
+    entry_points={"console_scripts": ["drope=pipeline.cli:main"]},
+)

@@ -1,0 +1,138 @@
+"""Every refusal, before any work: one line that names the thing and the way out."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+from eval.config import EvaluationConfig
+from eval.errors import EvaluationError
+from eval.models import Models
+from eval.run import check, run
+
+RECALL = {
+    "fact": "{key} likes {value}. ",
+    "question": "{key} likes",
+    "keys": ("Tom", "Lily", "Ben"),
+    "values": ("cats", "dogs"),
+    "needles": 2,
+    "samples": 3,
+}
+
+
+def config_of(**changes: object) -> EvaluationConfig:
+    return EvaluationConfig(**{"lengths": (1, 2), "loss": {"tokens": 1000}, "recall": RECALL, **changes})
+
+
+def refused(config: EvaluationConfig, models: Models, said: str, tmp_path: Path) -> None:
+    """`check` and `run` refuse alike, in one line, and nothing is written."""
+    with pytest.raises(EvaluationError, match=said) as caught:
+        check(config, models)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(EvaluationError, match=said):
+        run(config, models=models, out_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_good_input_passes(models: Models) -> None:
+    check(config_of(), models)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"variants": ("control",)}, "control needs .* which is absent.*take control out"),
+        ({"lengths": (1, 2, 4, 128)}, r"tokens, but one row at 128x the context of 512 takes 65537; prepare more"),
+        ({"harness": ({"name": "arc", "path": "nowhere.jsonl"},)}, "harness.arc: nowhere.jsonl does not exist"),
+        ({"recall": {**RECALL, "keys": "nowhere.json"}}, "recall.keys: nowhere.json does not exist"),
+        ({"recall": {**RECALL, "needles": 3}}, "3 keys for 3 needles"),
+        (
+            {"recall": {**RECALL, "values": ("cats", "東京")}},
+            "recall.values: the tokenizer does not know all of '東京'",
+        ),
+        ({"recall": {**RECALL, "fact": "{key} {value} " * 300}}, "needles and the question take .* the length is 512"),
+        ({"device": "cuda"}, "no CUDA device"),
+    ],
+)
+def test_bad_configuration(models: Models, tmp_path: Path, changed: dict, said: str) -> None:
+    if changed.get("device") == "cuda" and torch.accelerator.is_available():
+        pytest.skip("this machine has an accelerator")
+    refused(config_of(**changed), models, said, tmp_path)
+
+
+def changed_folder(folder: Path, to: Path, change: Callable[[dict], None]) -> Path:
+    """A copy of a model folder with another config.json."""
+    shutil.copytree(folder, to)
+    config = json.loads((to / "config.json").read_text())
+    change(config)
+    (to / "config.json").unlink()
+    (to / "config.json").write_text(json.dumps(config))
+    return to
+
+
+def test_absent_export(models: Models, tmp_path: Path) -> None:
+    refused(config_of(), dataclasses.replace(models, drope=None), "drope needs the recalibrated export", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda config: config.update(model_type="nonsense"), "unknown format"),
+        (lambda config: config.update(model_type="gpt2"), "model type 'gpt2'"),
+        (lambda config: config.update(vocab_size=100), "2048 tokens, but .* has a vocabulary of 100"),
+        (lambda config: config.update(rope_scaling={"type": "linear", "factor": 2.0}), "rope_type 'linear'"),
+    ],
+)
+def test_bad_source(models: Models, tmp_path: Path, change: Callable[[dict], None], said: str) -> None:
+    folder = changed_folder(models.source, tmp_path / "source", change)
+    refused(config_of(), dataclasses.replace(models, source=folder), said, tmp_path)
+
+
+def test_source_without_a_model(models: Models, tmp_path: Path) -> None:
+    refused(config_of(), dataclasses.replace(models, source=tmp_path), "no config.json there", tmp_path)
+
+
+def test_weights_that_are_no_safetensors(models: Models, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    shutil.copy(models.source / "config.json", folder)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    refused(config_of(), dataclasses.replace(models, source=folder), r"no \*.safetensors", tmp_path)
+
+
+def test_export_that_still_rotates(models: Models, tmp_path: Path) -> None:
+    refused(config_of(), dataclasses.replace(models, drope=models.source), r"layers \[0, 1\] still have RoPE", tmp_path)
+    folder = changed_folder(models.drope, tmp_path / "half", lambda config: config.update(no_rope_layers=[0, 1]))
+    refused(config_of(), dataclasses.replace(models, drope=folder), r"layers \[1\] still have RoPE", tmp_path)
+
+
+def test_tokenizer_absent_or_broken(models: Models, tmp_path: Path) -> None:
+    refused(config_of(), dataclasses.replace(models, tokenizer=tmp_path / "none"), "no such tokenizer", tmp_path)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "tokenizer.json").write_text("{")
+    refused(config_of(), dataclasses.replace(models, tokenizer=broken), "unknown tokenizer format", tmp_path)
+
+
+def test_validation_absent(models: Models, tmp_path: Path) -> None:
+    refused(config_of(), dataclasses.replace(models, validation=(tmp_path / "x",)), "x.idx does not exist", tmp_path)
+
+
+def test_validation_of_another_tokenizer(models: Models, tmp_path: Path) -> None:
+    builder = IndexedDatasetBuilder(f"{tmp_path / 'big'}.bin", dtype=numpy.int32)
+    builder.add_document(torch.arange(2000, 4000), [2000])
+    builder.finalize(f"{tmp_path / 'big'}.idx")
+    changed = dataclasses.replace(models, validation=(tmp_path / "big",))
+    refused(config_of(), changed, "token id 3024, but the model's vocabulary ends at 2047", tmp_path)
+
+
+def test_folder_that_cannot_be_made(models: Models, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EvaluationError, match="cannot write there"):
+        run(config_of(), models=models, out_dir=tmp_path / "file")

@@ -1,0 +1,48 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from eval.errors import EvaluationError
+from eval.files import digest_files, write_atomic
+
+
+@pytest.mark.parametrize(("code", "said"), [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "cannot write there")])
+def test_failed_write_keeps_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str
+) -> None:
+    path = tmp_path / "a.json"
+    write_atomic(path, "old")
+
+    def fail(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(EvaluationError, match=said):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_digest_sees_name_and_content(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("1")
+    first = digest_files([path])
+    path.write_text("2")
+    second = digest_files([path])
+    renamed = path.rename(tmp_path / "b")
+    assert len({first, second, digest_files([renamed])}) == 3
+
+
+def test_digest_of_a_large_file_sees_its_size_and_both_ends(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    found = set()
+    for size, place in ((65 * 2**20, None), (65 * 2**20, 0), (65 * 2**20, 65 * 2**20 - 1), (66 * 2**20, None)):
+        with path.open("wb") as stream:
+            stream.truncate(size)
+            if place is not None:
+                stream.seek(place)
+                stream.write(b"x")
+        found.add(digest_files([path]))
+    assert len(found) == 4

@@ -1,0 +1,97 @@
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from eval.config import EvaluationConfig
+from eval.results import Curve, Score
+from eval.units import UNITS, Unit, UnitResult, curves_of, keep, kept, plan_units, scores_of, unit_digest
+
+RECALL = {"fact": "{key} {value} ", "question": "{key}", "keys": ("a", "b"), "values": ("x", "y"), "needles": 1}
+TASK = {"name": "arc", "path": "arc.jsonl"}
+LINEAGE = {"source": "1", "tokenizer": "2"}
+
+
+def full_config(**changes: object) -> EvaluationConfig:
+    variants = ("rope", "pi", "ntk", "yarn", "drope", "drope_scaled", "control")
+    fields = {"variants": variants, "lengths": (1, 2), "recall": RECALL, "harness": (TASK,), "softmax_scale_c": 0.1}
+    return EvaluationConfig(**{**fields, **changes})
+
+
+def test_plan_computes_equal_variants_once_and_each_model_in_a_row() -> None:
+    units = plan_units(full_config())
+    assert len(units) == len(set(units))
+    at_1x = {unit.variant for unit in units if unit.factor == 1}
+    assert at_1x == {"rope", "drope", "control"}
+    assert len([unit for unit in units if unit.task == "loss"]) == 3 + 7
+    assert len([unit for unit in units if unit.task == "recall"]) == 3 + 7
+    assert [unit.variant for unit in units if unit.task == "arc"] == ["rope", "drope", "control"]
+    models = [unit.model for unit in units]
+    changes = sum(a != b for a, b in pairwise(models))
+    assert changes == len(set(models)) - 1 == 6, "rope, drope, control once; pi, ntk, yarn, drope_scaled once at 2x"
+
+
+def test_a_scaling_alone_still_has_its_1x() -> None:
+    config = EvaluationConfig(variants=("pi",), lengths=(1, 4))
+    assert plan_units(config) == [Unit("loss", "rope", 1), Unit("loss", "pi", 4)]
+
+
+def result_of(unit: Unit, config: EvaluationConfig) -> UnitResult:
+    length = None if unit.harness else unit.factor * 10
+    metrics = ("acc", "acc_norm") if unit.harness else ("m",)
+    scores = tuple(
+        Score(
+            variant=unit.variant, task=unit.task, metric=metric, context_factor=unit.factor, length=length,
+            value=unit.factor, stderr=0.1, samples=5, seconds=1.0,
+        )
+        for metric in metrics
+    )  # fmt: skip
+    curve = Curve(variant=unit.variant, context_factor=unit.factor, length=10, edges=(0, 10), loss=(1.0,))
+    digest = unit_digest(unit, config, LINEAGE)
+    return UnitResult(digest=digest, scores=scores, curve=curve if unit.task == "loss" else None, seconds=1.0)
+
+
+def test_scores_and_curves_are_those_of_the_variants_asked_for() -> None:
+    config = full_config()
+    results = {unit: result_of(unit, config) for unit in plan_units(config)}
+    scores = scores_of(config, results)
+    assert len(scores) == 7 * 2 + 7 * 2 + 7 * 2, "loss and recall at two lengths, two metrics of arc"
+    assert {score.variant for score in scores if score.task == "arc"} == set(config.variants)
+    assert [(c.variant, c.context_factor) for c in curves_of(config, results)] == [(v, 2) for v in config.variants]
+
+
+def test_kept_unit_is_read_back(tmp_path: Path) -> None:
+    config, unit = full_config(), Unit("loss", "pi", 2)
+    (tmp_path / UNITS).mkdir()
+    result = result_of(unit, config)
+    assert kept(tmp_path, unit, result.digest) is None
+    keep(tmp_path, unit, result)
+    assert kept(tmp_path, unit, result.digest) == result
+    assert kept(tmp_path, unit, "another") is None
+    (tmp_path / UNITS / "loss-pi-2x.json").write_text("{")
+    assert kept(tmp_path, unit, result.digest) is None
+
+
+@pytest.mark.parametrize(
+    ("unit", "changed", "same"),
+    [
+        (Unit("loss", "pi", 2), {"loss": {"tokens": 9}}, False),
+        (Unit("loss", "pi", 2), {"dtype": "bfloat16"}, False),
+        (Unit("loss", "pi", 2), {"lengths": (1, 2, 4)}, True),
+        (Unit("loss", "pi", 2), {"variants": ("pi",)}, True),
+        (Unit("loss", "pi", 2), {"recall": None}, True),
+        (Unit("loss", "pi", 2), {"softmax_scale_c": 0.5}, True),
+        (Unit("loss", "drope_scaled", 2), {"softmax_scale_c": 0.5}, False),
+        (Unit("recall", "pi", 2), {"recall": {**RECALL, "samples": 3}}, False),
+        (Unit("recall", "pi", 2), {"loss": {"tokens": 9}}, True),
+        (Unit("recall", "pi", 2), {"seed": 1}, False),
+    ],
+)
+def test_digest_changes_with_what_the_unit_depends_on(unit: Unit, changed: dict, same: bool) -> None:
+    before, after = (unit_digest(unit, full_config(**change), LINEAGE) for change in ({}, changed))
+    assert (before == after) is same
+
+
+def test_digest_changes_with_the_inputs() -> None:
+    unit = Unit("loss", "pi", 2)
+    assert unit_digest(unit, full_config(), LINEAGE) != unit_digest(unit, full_config(), {**LINEAGE, "source": "9"})

@@ -1,0 +1,184 @@
+"""Each variant against its paper's formula, written out here, and against transformers' own result."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from eval.errors import EvaluationError
+from eval.variants import canonical, load_variant, ntk_theta, variant_config
+
+C, THETA, HEAD_DIM = 512, 10000.0, 16
+
+
+def inverse_frequencies(source: Path, variant: str, factor: int) -> torch.Tensor:
+    return load_variant(variant, source, factor, context=C).model.rotary_emb.inv_freq
+
+
+def plain(theta: float = THETA) -> torch.Tensor:
+    """RoPE: theta^(-2i/d)."""
+    return torch.tensor([theta ** (-2 * i / HEAD_DIM) for i in range(HEAD_DIM // 2)])
+
+
+def test_rope_is_the_source(source: Path) -> None:
+    torch.testing.assert_close(inverse_frequencies(source, "rope", 8), plain())
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_pi_divides_positions(source: Path, factor: int) -> None:
+    torch.testing.assert_close(inverse_frequencies(source, "pi", factor), plain() / factor)
+
+
+@pytest.mark.parametrize("factor", [2, 8])
+def test_ntk_keeps_the_fastest_and_divides_the_slowest(source: Path, factor: int) -> None:
+    found = inverse_frequencies(source, "ntk", factor)
+    torch.testing.assert_close(found, plain(THETA * factor ** (HEAD_DIM / (HEAD_DIM - 2))))
+    assert found[0] == 1
+    torch.testing.assert_close(found[-1], plain()[-1] / factor)
+
+
+def test_ntk_theta_by_hand() -> None:
+    assert ntk_theta(10000.0, 4, 3.0) == pytest.approx(90000.0)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_yarn_interpolates_by_wavelength(source: Path, factor: int) -> None:
+    """YaRN, section 3.2: below 1 turn in C tokens (beta_slow) interpolate, above 32 (beta_fast) do not, a ramp between.
+
+    As in the paper's code the ramp runs over the dimension, its ends rounded outwards.
+    """
+    turns_to_dimension = [HEAD_DIM * math.log(C / (turns * 2 * math.pi)) / (2 * math.log(THETA)) for turns in (32, 1)]
+    low, high = max(math.floor(turns_to_dimension[0]), 0), min(math.ceil(turns_to_dimension[1]), HEAD_DIM - 1)
+    expected = []
+    for i, frequency in enumerate(plain().tolist()):
+        gamma = 1 - min(max((i - low) / (high - low), 0), 1)
+        expected.append((1 - gamma) * frequency / factor + gamma * frequency)
+    torch.testing.assert_close(inverse_frequencies(source, "yarn", factor), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("factor", [2, 8])
+def test_yarn_attention_factor(source: Path, factor: int) -> None:
+    """YaRN, equation 22: sqrt(1/t) = 0.1 ln s + 1, on queries and keys."""
+    model = load_variant("yarn", source, factor, context=C)
+    assert model.model.rotary_emb.attention_scaling == pytest.approx(0.1 * math.log(factor) + 1)
+
+
+@pytest.mark.parametrize("variant", ["rope", "pi", "ntk", "yarn"])
+def test_logits_equal_transformers_own(source: Path, variant: str) -> None:
+    factor = 4
+    asked = {
+        "rope": {"rope_type": "default", "rope_theta": THETA},
+        "pi": {"rope_type": "linear", "rope_theta": THETA, "factor": 4.0},
+        "ntk": {"rope_type": "default", "rope_theta": THETA * 4 ** (16 / 14)},
+        "yarn": {"rope_type": "yarn", "rope_theta": THETA, "factor": 4.0, "original_max_position_embeddings": C},
+    }[variant]
+    theirs = LlamaForCausalLM.from_pretrained(
+        source, rope_parameters=asked, max_position_embeddings=4 * C, dtype=torch.float32
+    )
+    ours = load_variant(variant, source, factor, context=C)
+    tokens = torch.randint(0, 2048, (1, 4 * C), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(ours(tokens).logits, theirs(tokens).logits)
+
+
+def test_source_config_is_left_as_it_is_and_positions_are_raised() -> None:
+    config = LlamaConfig(max_position_embeddings=C)
+    before = config.to_dict()
+    assert variant_config("yarn", config, 8, C).max_position_embeddings == 8 * C
+    assert config.to_dict() == before
+
+
+def test_drope_is_blind_to_the_order_of_past_tokens_in_one_layer(source: Path, drope: Path) -> None:
+    """Without positions the last token sees a set: in the first layer a permutation of the past changes nothing."""
+    tokens = torch.arange(10, 74)[None]
+    shuffled = torch.cat([tokens[:, :-1].flip(1), tokens[:, -1:]], dim=1)
+    difference = {}
+    for variant, folder in (("drope", drope), ("rope", source)):
+        model = load_variant(variant, folder, 2, context=C)
+        with torch.inference_mode():
+            a, b = (model(ids, output_hidden_states=True).hidden_states[1][0, -1] for ids in (tokens, shuffled))
+        difference[variant] = ((a - b).abs().max() / a.abs().max()).item()
+    assert difference["drope"] < 1e-5 < 1e-2 < difference["rope"]
+
+
+def test_softmax_scale_is_in_the_attention_logits(drope: Path) -> None:
+    """beta on q_proj equals stock attention with its own 1/sqrt(d) multiplied by beta."""
+    c, factor = 0.4, 4
+    beta = 1 + c * math.log(factor)
+    scaled = load_variant("drope_scaled", drope, factor, context=C, softmax_scale_c=c)
+    reference = AutoModelForCausalLM.from_pretrained(drope, dtype=torch.float32, attn_implementation="sdpa")
+    for layer in reference.model.layers:
+        layer.self_attn.scaling *= beta
+    tokens = torch.randint(0, 2048, (2, 100), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(scaled(tokens).logits, reference(tokens).logits, atol=1e-4, rtol=1e-5)
+        assert not torch.allclose(scaled(tokens).logits, load_variant("drope", drope, 1, context=C)(tokens).logits)
+
+
+def test_scale_reaches_the_bias(tmp_path: Path) -> None:
+    from eval.variants import scale_queries
+
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        attention_bias=True,
+    )
+    model = LlamaForCausalLM(config)
+    projection = model.model.layers[0].self_attn.q_proj
+    torch.nn.init.ones_(projection.bias)
+    scale_queries(model, 1.5)
+    assert torch.equal(projection.bias.detach(), torch.full((8,), 1.5))
+
+
+def test_queries_that_are_normalised_afterwards_are_refused() -> None:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from eval.variants import scale_queries
+
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 4}
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=8, num_attention_heads=2, num_key_value_heads=2, **shape))
+    with pytest.raises(EvaluationError, match="normalises its queries"):
+        scale_queries(model, 1.5)
+
+
+def test_canonical() -> None:
+    assert [canonical(variant, 1, 0.1) for variant in ("rope", "pi", "ntk", "yarn")] == ["rope"] * 4
+    assert [canonical(variant, 2, 0.1) for variant in ("rope", "pi", "drope_scaled")] == ["rope", "pi", "drope_scaled"]
+    assert canonical("drope_scaled", 1, 0.1) == canonical("drope_scaled", 4, 0.0) == "drope"
+
+
+@pytest.mark.parametrize("variant", ["pi", "ntk", "yarn"])
+def test_every_scaling_at_1x_is_rope(source: Path, variant: str) -> None:
+    torch.testing.assert_close(inverse_frequencies(source, variant, 1), plain())
+    assert load_variant(variant, source, 1, context=C).model.rotary_emb.attention_scaling == 1
+
+
+@pytest.mark.parametrize(("change", "said"), [("missing", "missing keys"), ("extra", "unexpected keys")])
+def test_wrong_tensors_are_refused(source: Path, tmp_path: Path, change: str, said: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(source / "model.safetensors")
+    if change == "missing":
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+    else:
+        tensors["model.layers.9.mlp.up_proj.weight"] = torch.zeros(1)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    with pytest.raises(EvaluationError, match=said):
+        load_variant("rope", tmp_path, 1, context=C)
+
+
+def test_misshapen_tensor_is_refused(source: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.norm.weight"] = torch.ones(64)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    with pytest.raises(EvaluationError, match="do not load"):
+        load_variant("rope", tmp_path, 1, context=C)
