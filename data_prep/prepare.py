@@ -67,6 +67,8 @@ def check(config: DataConfig, *, tokenizer: Path, model_vocab_size: int) -> None
             f"tokenizer {tokenizer}: ids up to {encoder.vocab_size - 1}, but the model's vocabulary has "
             f"{model_vocab_size} entries; use the model's own tokenizer"
         )
+    if all(source.split == "validation" for source in config.sources):
+        raise DataError("data.sources: every source is held out (split: validation); none is left to train on")
     for source in config.sources:
         check_source(source)
 
@@ -75,8 +77,14 @@ def token_budgets(config: DataConfig) -> list[int | None]:
     """Training tokens to take from each source, `max_tokens` split by weight; None where there is no limit."""
     if config.max_tokens is None:
         return [None] * len(config.sources)
-    total = sum(source.weight for source in config.sources)
-    return [max(1, round(config.max_tokens * source.weight / total)) for source in config.sources]
+    weights = [0.0 if source.split == "validation" else source.weight for source in config.sources]
+    shares = [config.max_tokens * weight / max(sum(weights), 1e-9) for weight in weights]
+    return [max(1, round(share)) if share else None for share in shares]
+
+
+def held_out_fraction(source: SourceConfig, config: DataConfig) -> float:
+    """Share of the source's documents that validation gets."""
+    return {"hash": config.validation_fraction, "train": 0.0, "validation": 1.0}[source.split]
 
 
 def held_out(text: str, fraction: float) -> bool:
@@ -96,13 +104,14 @@ def _write_source(
     logger.info("%s: tokenizing", source.path)
     train = ShardWriter(prefix.with_name(prefix.name + "-train"), encoder.vocab_size)
     validation = ShardWriter(prefix.with_name(prefix.name + "-validation"), encoder.vocab_size)
+    fraction = held_out_fraction(source, config)
     bar = tqdm(desc=source.path, unit=" documents", disable=None)
     with bar, train, validation, closing(_encoded(source, encoder, bar)) as encoded:
         for text, ids in encoded:
             if not ids:
                 empty += 1
                 continue
-            part = validation if held_out(text, config.validation_fraction) else train
+            part = validation if held_out(text, fraction) else train
             part.add([*ids, encoder.eos_id])
             if budget is not None and train.tokens >= budget:
                 break
@@ -162,14 +171,15 @@ def _refuse_too_small(sources: tuple[SourceShards, ...], config: DataConfig) -> 
         empty = sum(source.empty_documents for source in sources)
         names = ", ".join(source.path for source in sources)
         raise DataError(f"{names}: the corpus is empty ({empty} empty documents, none with text)")
-    for source in sources:
-        if source.train.tokens < need:
+    for source, settings in zip(sources, config.sources, strict=True):
+        if settings.split != "validation" and source.train.tokens < need:
             raise DataError(
                 f"source {source.path}: {source.train.tokens} training tokens, a row of {config.row_length} needs "
                 f"{need}; add documents, lower row_length, or raise max_tokens"
             )
     held = [source.validation.tokens for source in sources]
-    if config.validation_fraction > 0 and max(held) < need:
+    wanted = any(held_out_fraction(source, config) > 0 for source in config.sources)
+    if wanted and max(held) < need:
         raise DataError(
             f"validation: {max(held)} held-out tokens, a row of {config.row_length} needs {need}; raise "
             f"validation_fraction ({config.validation_fraction}), add documents, or set it to 0 for no validation"

@@ -88,10 +88,12 @@ def build_rows(
     Raises: DataError if a source has too few tokens for one row, or the disk of `cache_dir` is full.
     """
     row_length = shards.row_length if row_length is None else row_length
-    train = [source.train for source in shards.sources]
+    trained = [source for source in shards.sources if source.train.documents]
+    train = [source.train for source in trained]
     validation = [source.validation for source in shards.sources if source.validation.tokens > row_length]
     _refuse(train, train_rows, validation_rows, row_length)
-    config = _Request(shards, Path(folder), train, validation, train_rows, row_length)
+    weights = [source.weight for source in trained]
+    config = _Request(shards, Path(folder), train, weights, validation, train_rows, row_length)
     with _process_group(), _cache(Path(cache_dir) / config.key) as cache:
         built_train, built_validation = config.build(cache)
     held = 0 if built_validation is None else len(built_validation)
@@ -136,6 +138,7 @@ class _Request:
     shards: ShardSet
     folder: Path
     train: list[ShardPart]
+    weights: list[float]
     validation: list[ShardPart]
     train_rows: int
     row_length: int
@@ -143,13 +146,12 @@ class _Request:
     @property
     def key(self) -> str:
         """Names the index files of this request. Megatron's own key knows the shards' paths but not their content."""
-        weights = [source.weight for source in self.shards.sources]
         digests = [part.digest for part in (*self.train, *self.validation)]
-        facts = (digests, weights, self.shards.seed, self.train_rows, self.row_length)
+        facts = (digests, self.weights, self.shards.seed, self.train_rows, self.row_length)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def build(self, cache: Path) -> tuple[Dataset, Dataset | None]:
-        train = (self._prefixes(self.train), [source.weight for source in self.shards.sources])
+        train = (self._prefixes(self.train), self.weights)
         validation = (self._prefixes(self.validation), None) if self.validation else None
         config = GPTDatasetConfig(
             random_seed=self.shards.seed,

@@ -6,6 +6,7 @@
 
 import logging
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -142,21 +143,33 @@ def _sizes(shape: ModelShape) -> dict[str, Any]:
 def copy_tokenizer(source: Path, out_dir: Path) -> list[str]:
     """Copies the tokenizer and the generation config of the source; returns the names of what was written.
 
-    Files are copied byte for byte but tokenizer_config.json beside a tokenizer.json: there the class becomes
-    PreTrainedTokenizerFast, which takes tokenizer.json as it is. Other classes (LlamaTokenizer since transformers 5)
-    build a tokenizer of their own from its vocabulary and merges, which cuts some texts into other ids than
-    tokenizer.json does, and so into others than the model was trained with.
+    Files are copied byte for byte but tokenizer_config.json, in which the class may have to be another one.
     """
     names = [name for name in (*TOKENIZER_FILES, "generation_config.json") if (source / name).is_file()]
     for name in names:
         with atomic_path(out_dir / name) as temporary:
             shutil.copyfile(source / name, temporary)
-    if "tokenizer.json" not in names:
-        return names
     settings = read_json(source / _TOKENIZER_CONFIG) if _TOKENIZER_CONFIG in names else {}
-    kept = {key: value for key, value in settings.items() if key != "auto_map"}  # names a class in remote code
-    write_json(out_dir / _TOKENIZER_CONFIG, {**kept, "tokenizer_class": "PreTrainedTokenizerFast"})
+    wanted = tokenizer_settings(settings, names)
+    if wanted == settings:
+        return names
+    write_json(out_dir / _TOKENIZER_CONFIG, wanted)
     return sorted({*names, _TOKENIZER_CONFIG})
+
+
+def tokenizer_settings(settings: dict[str, Any], files: Collection[str]) -> dict[str, Any]:
+    """tokenizer_config.json with the class by which AutoTokenizer gives the ids that the model was trained with.
+
+    Beside a tokenizer.json that is PreTrainedTokenizerFast, which takes the file as it is. LlamaTokenizer (since
+    transformers 5) builds a tokenizer of its own from the file's vocabulary and merges: it cuts some texts otherwise.
+    A tokenizer.model alone needs LlamaTokenizer; with no class named, AutoTokenizer cuts every text otherwise.
+    """
+    if "tokenizer.json" in files:
+        kept = {key: value for key, value in settings.items() if key != "auto_map"}  # names a class in remote code
+        return {**kept, "tokenizer_class": "PreTrainedTokenizerFast"}
+    if "tokenizer.model" in files:
+        return {"tokenizer_class": "LlamaTokenizer", **settings}
+    return settings
 
 
 def compare_losses(folder: Path, probe: Path) -> dict[str, Any]:

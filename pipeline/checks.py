@@ -1,5 +1,6 @@
 """Every refusal that is possible before any work: what `drope plan` shows and `drope run` starts with."""
 
+from data_prep.prepare import held_out_fraction
 from pipeline.errors import RecipeError
 from pipeline.model_source import plan_shape, resolve_model
 from pipeline.recalibration.run import check_schedule
@@ -20,8 +21,11 @@ def check_shapes(recipe: Recipe) -> None:
             f"data.row_length = {recipe.data.row_length}: {recipe.model.path} has a context of {shape.context} tokens; "
             "recalibration trains at the original context length or below"
         )
-    if recipe.data.validation_fraction == 0:
-        raise RecipeError("data.validation_fraction = 0: validation and evaluation need held-out documents; use 0.01")
+    if not any(held_out_fraction(source, recipe.data) for source in recipe.data.sources):
+        raise RecipeError(
+            "data.validation_fraction = 0: validation and evaluation need held-out documents; use 0.01, or a source "
+            "with split: validation"
+        )
     if "control" in recipe.evaluation.variants and not recipe.recalibration.control:
         raise RecipeError("evaluation.variants has control, which needs recalibration.control = true")
 

@@ -55,9 +55,6 @@ def main(verbose: bool) -> None:
 
     Exit codes: 0 done, 2 bad input (one line says what and the way out), 1 a stage failed.
     """
-    from pipeline.processes import put_tools_on_path
-
-    put_tools_on_path()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for package in ("pipeline", "data_prep", "model_surgery", "eval"):
         logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from model_surgery.megatron.cpu import accelerator_name
+from pipeline.processes import tools_path
 
 State = Literal["ok", "absent", "broken"]
 _MARK = {"ok": "ok     ", "absent": "absent ", "broken": "BROKEN "}
@@ -36,6 +37,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Tries every part; takes some seconds for the imports, up to a minute where DeepSpeed's operator is not built."""
     os.environ.setdefault("DS_ACCELERATOR", accelerator_name())
+    os.environ["PATH"] = tools_path()
     packages = ("torch", "deepspeed", "megatron.core", "transformers", "datasets", "sentencepiece", "lm_eval")
     return [
         Finding("python", "ok", sys.version.split()[0]),

@@ -19,10 +19,9 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def put_tools_on_path() -> None:
-    """Lets child processes find ninja and torchrun, which lie beside this Python, in a virtual environment that nobody
-    activated."""
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+def tools_path() -> str:
+    """PATH with this Python's own folder first: ninja lies there, also in a virtual environment that nobody activated."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 def torchrun(module: str, arguments: list[str], *, processes: int, log: Path) -> None:
@@ -43,8 +42,8 @@ def torchrun(module: str, arguments: list[str], *, processes: int, log: Path) ->
 
 
 def worker_environment(processes: int) -> dict[str, str]:
-    """The environment of the ranks: their share of the cores, and the accelerator for DeepSpeed."""
-    environment = dict(os.environ)
+    """The environment of the ranks: their share of the cores, ninja on the path, the accelerator for DeepSpeed."""
+    environment = {**os.environ, "PATH": tools_path()}
     environment.setdefault("DS_ACCELERATOR", accelerator_name())
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")

@@ -1,6 +1,7 @@
 """The recipe: one YAML file that says everything about a run."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,27 @@ class Recipe(_Section):
         return Path(self.runs_dir) / self.name
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers of its version 1.2: 20e9 and 3e-4 are numbers, which PyYAML (1.1) takes for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain values, lists and mappings of a YAML text."""
+    return yaml.load(text, _Loader)  # a subclass of SafeLoader
+
+
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """Reads a recipe and applies `dotted.path=yaml value` overrides.
 
     Raises: RecipeError naming the file, the field, the value and the nearest valid choice.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -81,7 +96,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     if not separator or not dotted:
         raise RecipeError(f"override {override!r}: write section.field=value, such as recalibration.lr=3e-4")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"override {override!r}: the value is not valid YAML") from error
     *path, last = dotted.split(".")

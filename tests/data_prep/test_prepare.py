@@ -9,6 +9,7 @@ from data_prep.config import DataConfig
 from data_prep.errors import DataError
 from data_prep.megatron import IndexedDataset
 from data_prep.prepare import check, held_out, run, token_budgets
+from data_prep.rows import build_rows
 from data_prep.tokenizers import load_tokenizer
 
 
@@ -222,3 +223,19 @@ def test_a_damaged_set_is_not_loaded(tmp_path, corpus, tiny_tokenizer, change, s
 def _edit(folder: Path, key: str, value: object) -> None:
     content = json.loads((folder / "shards.json").read_text())
     (folder / "shards.json").write_text(json.dumps(content | {key: value}))
+
+
+def test_a_source_can_be_all_training_or_all_held_out(tmp_path, stories, write_jsonl, tiny_tokenizer):
+    sources = [
+        {"path": str(write_jsonl(tmp_path / "a.jsonl", stories[:60])), "split": "train"},
+        {"path": str(write_jsonl(tmp_path / "b.jsonl", stories[60:])), "split": "validation"},
+    ]
+    shards = prepare(tmp_path / "out", tiny_tokenizer, sources=sources, max_tokens=5000)
+    train, validation = shards.sources
+    assert train.validation.documents == 0 and train.train.tokens >= 5000
+    assert validation.train.documents == 0 and validation.validation.documents == len(stories) - 60
+    rows = build_rows(shards, tmp_path / "out", train_rows=12, validation_rows=None, cache_dir=tmp_path / "cache")
+    assert len(rows.train) == 12
+    assert len(rows.validation) == (validation.validation.tokens - 1) // 64
+    with pytest.raises(DataError, match="none is left to train on"):
+        prepare(tmp_path / "none", tiny_tokenizer, sources=sources[1:])

@@ -58,7 +58,9 @@ def train(config: RecalibrationConfig, layout: Path, shards: Path, out_dir: Path
     job = Job(config=config, position_embedding=position, layout=layout, shards=shards, out_dir=out_dir)
     (out_dir / "job.json").write_text(job.model_dump_json())
     processes = config.data_parallel * Layout.load(layout).tensor_parallel
-    torchrun("pipeline.recalibration.worker", [str(out_dir / "job.json")], processes=processes, log=out_dir / "engine.log")
+    torchrun(
+        "pipeline.recalibration.worker", [str(out_dir / "job.json")], processes=processes, log=out_dir / "engine.log"
+    )
     return read_metrics(out_dir)
 
 

@@ -1,0 +1,149 @@
+"""What may be said about DroPE against its rivals: better or worse only beyond two standard errors."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from eval.config import Variant
+from eval.results import Results, Score
+from pipeline.report.variants import LOOKS, ROPE_VARIANTS
+
+Verdict = Literal["better", "worse", "within the noise", "no standard error"]
+_STANDARD_ERRORS = 2
+_HEADLINE_FACTOR = 4
+"""Context factor of the headline where it was evaluated: fixed beforehand, so that no result can choose it."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """DroPE against one rival on one task at one length.
+
+    difference: positive where DroPE is better. stderr: of the difference, None where either score has none.
+    """
+
+    ours: Score
+    rival: Score
+    difference: float
+    stderr: float | None
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.stderr is None:
+            return "no standard error"
+        if abs(self.difference) <= _STANDARD_ERRORS * self.stderr:
+            return "within the noise"
+        return "better" if self.difference > 0 else "worse"
+
+    @property
+    def digits(self) -> int:
+        """Decimals that show the difference to its first uncertain digit, at least 2 and at most 4."""
+        return 2 if not self.stderr else min(4, max(2, -math.floor(math.log10(self.stderr))))
+
+    def number(self, value: float | None) -> str:
+        """A value, rounded like the others of this claim."""
+        return "–" if value is None else f"{value:.{self.digits}f}"
+
+    @property
+    def difference_text(self) -> str:
+        error = "" if self.stderr is None else f" ± {self.number(self.stderr)}"
+        return f"{self.number(abs(self.difference))}{error}"
+
+
+def compare(ours: Score, rival: Score) -> Claim:
+    """The standard errors are added as if independent.
+
+    All variants are scored on the same samples, so the true error of the difference is mostly smaller: a claim made
+    here would also stand in a paired test.
+    """
+    sign = -1 if ours.task == "loss" else 1
+    errors = (standard_error(ours), standard_error(rival))
+    stderr = None if None in errors else math.hypot(*errors)  # type: ignore[arg-type]
+    return Claim(ours=ours, rival=rival, difference=sign * (ours.value - rival.value), stderr=stderr)
+
+
+def standard_error(score: Score) -> float | None:
+    """The score's standard error; for a share of 0 or 1, whose sample deviation is 0, that of (k + 1) / (n + 2).
+
+    Source: Agresti and Coull (1998), "Approximate is better than exact", for shares at the ends.
+    """
+    if score.task == "loss" or score.stderr is None or 0 < score.value < 1:
+        return score.stderr
+    share = (score.value * score.samples + 1) / (score.samples + 2)
+    return max(score.stderr, math.sqrt(share * (1 - share) / score.samples))
+
+
+def our_variant(results: Results) -> Variant | None:
+    """The form of DroPE that claims are made for, by configuration and not by score: scaled where c says so."""
+    variants = results.config.variants
+    if "drope_scaled" in variants and (results.config.softmax_scale_c > 0 or "drope" not in variants):
+        return "drope_scaled"
+    return "drope" if "drope" in variants else None
+
+
+def claims(results: Results, task: str) -> list[Claim]:
+    """At every length: DroPE against the best RoPE variant (the source itself at 1x), then against the control."""
+    ours = our_variant(results)
+    cells = {(score.variant, score.context_factor): score for score in results.scores if score.task == task}
+    found = []
+    for factor in results.config.lengths:
+        mine = cells.get((ours, factor)) if ours else None
+        if mine is None:
+            continue
+        rivals = [cells[variant, factor] for variant in ROPE_VARIANTS if (variant, factor) in cells]
+        if rivals:
+            found.append(compare(mine, min(rivals, key=lambda rival: rival.value if task == "loss" else -rival.value)))
+        if ("control", factor) in cells:
+            found.append(compare(mine, cells["control", factor]))
+    return found
+
+
+def summary(results: Results) -> list[str]:
+    """At most four sentences: in context against source and control, then beyond it against the best RoPE scaling."""
+    recall, loss = claims(results, "recall"), claims(results, "loss")
+    longer = [factor for factor in results.config.lengths if factor > 1]
+    headline = _HEADLINE_FACTOR if _HEADLINE_FACTOR in longer else max(longer, default=None)
+    chosen = [claim for claim in recall or loss if claim.ours.context_factor == 1]
+    for found in (recall, loss):
+        at_headline = (c for c in found if c.ours.context_factor == headline and c.rival.variant != "control")
+        chosen += at_headline
+    return [sentence(claim, results.chance.get(claim.ours.task)) for claim in chosen]
+
+
+def sentence(claim: Claim, chance: float | None = None) -> str:
+    """The claim in words, with both numbers, the difference and what it is worth."""
+    factor = claim.ours.context_factor
+    place = "its own context" if factor == 1 else f"{factor}x its context"
+    tokens = f" ({claim.ours.length:,} tokens)" if claim.ours.length else ""
+    ours, rival = claim.number(claim.ours.value), claim.number(claim.rival.value)
+    name, other = our_name(claim.ours), rival_name(claim.rival)
+    if claim.ours.task == "loss":
+        values = f"{name} has a loss of {ours} nats per token, {other} {rival}"
+    else:
+        values = f"{name} recalls {ours} of the facts, {other} {rival}"
+    guess = f"; chance is {chance:.2f}" if chance is not None and factor > 1 else ""
+    return f"At {place}{tokens} {values}: {judgement(claim)}{guess}."
+
+
+def our_name(score: Score) -> str:
+    """DroPE in running text."""
+    return "DroPE with its softmax scale" if score.variant == "drope_scaled" else "DroPE"
+
+
+def rival_name(score: Score) -> str:
+    """The rival in running text."""
+    if score.variant == "control":
+        return "the control (RoPE kept, trained on the same rows)"
+    if score.context_factor == 1:
+        return "the RoPE source"
+    if score.variant == "rope":
+        return "plain RoPE, the best of the RoPE variants,"
+    return f"the best RoPE scaling ({LOOKS[score.variant].label})"
+
+
+def judgement(claim: Claim) -> str:
+    """'better by 0.41 ± 0.03', or that nothing can be said."""
+    if claim.verdict == "within the noise":
+        return f"no better and no worse, the difference of {claim.difference_text} is within the noise"
+    if claim.verdict == "no standard error":
+        return f"a difference of {claim.difference_text} without a standard error, too few samples for a claim"
+    return f"{claim.verdict} by {claim.difference_text}"

@@ -1,0 +1,108 @@
+"""What the report is made from: the complete stages of a run, and only those."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.results import RESULTS, Results
+from model_surgery.files import file_digest
+from pipeline.errors import RecipeError
+from pipeline.manifest import Manifest
+from pipeline.recipe import Recipe
+from pipeline.stages import stages_of
+
+Metrics = list[dict[str, float]]
+_TRAININGS = ("recalibration", "control")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything that the page shows.
+
+    manifests: of the complete stages, in order. results: None unless the evaluation is complete and whole.
+    metrics: lines of metrics.jsonl by training stage. notices: what a reader must know before believing the rest.
+    """
+
+    recipe: Recipe
+    recipe_text: str
+    manifests: dict[str, Manifest]
+    results: Results | None
+    metrics: dict[str, Metrics]
+    notices: tuple[str, ...]
+
+
+def read_run(recipe: Recipe, run: Path) -> RunData:
+    """Raises: RecipeError if no stage is complete or a file is not the one that its stage left; EvaluationError."""
+    names = [stage.name for stage in stages_of(recipe) if stage.name != "report"]
+    loaded = {name: Manifest.load(run / name) for name in names}
+    manifests = {name: manifest for name, manifest in loaded.items() if manifest is not None}
+    if not manifests:
+        raise RecipeError(f"{run}: no stage is complete, so there is nothing to report; start with drope run")
+    notices = []
+    if unfinished := [name for name in names if name not in manifests]:
+        notices.append(f"Not complete and therefore left out: {', '.join(unfinished)}.")
+    notices += broken_lineage(manifests)
+    results = None
+    if "evaluation" in manifests:
+        require_unchanged(run / "evaluation", manifests["evaluation"], RESULTS)
+        results = Results.load(run / "evaluation")
+        if missing := missing_scores(results):
+            notices.append(
+                f"The evaluation is partial and therefore left out: {len(missing)} scores are missing, "
+                f"the first is {missing[0]}."
+            )
+            results = None
+    written = run / "recipe.yaml"
+    return RunData(
+        recipe=recipe,
+        recipe_text=written.read_text(encoding="utf-8") if written.is_file() else recipe_yaml(recipe),
+        manifests=manifests,
+        results=results,
+        metrics={name: read_training(run / name, manifests[name]) for name in _TRAININGS if name in manifests},
+        notices=tuple(notices),
+    )
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, for a run whose folder does not hold it."""
+    import yaml
+
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def read_training(folder: Path, manifest: Manifest) -> Metrics:
+    """The lines of a complete training's metrics.jsonl."""
+    from pipeline.recalibration.metrics import METRICS_FILE, read_metrics  # loads torch
+
+    require_unchanged(folder, manifest, METRICS_FILE)
+    return read_metrics(folder)
+
+
+def require_unchanged(folder: Path, manifest: Manifest, name: str) -> None:
+    """Raises: RecipeError if the file is not, byte by byte, the one that the stage recorded."""
+    recorded = {output.path: output.sha256 for output in manifest.outputs}
+    path = folder / name
+    if not path.is_file() or recorded.get(name) != file_digest(path):
+        raise RecipeError(f"{path}: gone or changed since the stage was complete; remove {folder} to run it again")
+
+
+def missing_scores(results: Results) -> list[str]:
+    """The scores that the evaluation's configuration asks for and that it has not, as 'recall of yarn at 4x'."""
+    config = results.config
+    wanted = [("loss", variant, factor) for variant in config.variants for factor in config.lengths]
+    if config.recall is not None:
+        wanted += [("recall", variant, factor) for variant in config.variants for factor in config.lengths]
+    wanted += [(task.name, variant, 1) for task in config.harness for variant in config.variants]
+    found = {(score.task, score.variant, score.context_factor) for score in results.scores}
+    return [
+        f"{task} of {variant} at {factor}x" for task, variant, factor in wanted if (task, variant, factor) not in found
+    ]
+
+
+def broken_lineage(manifests: dict[str, Manifest]) -> list[str]:
+    """One sentence for every stage that was made from another version of a stage than the one that is here."""
+    return [
+        f"Stage {name} was made from another {source} than the one in this run; its numbers belong to that one."
+        for name, manifest in manifests.items()
+        for source, digest in manifest.inputs.items()
+        if source in manifests and manifests[source].digest != digest
+    ]

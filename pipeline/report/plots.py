@@ -1,0 +1,190 @@
+"""The plots as SVG text: the same input gives the same bytes, nothing refers to the network."""
+
+import io
+import re
+from html import escape
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from eval.results import Results, Score
+from pipeline.report.inputs import Metrics
+from pipeline.report.variants import LOOKS, Look, in_order
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "drope",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.constrained_layout.use": True,
+}
+_styled = matplotlib.style.context(("default", _STYLE))
+"""Decorates whatever draws: matplotlib's own defaults and the above, whatever the user's matplotlibrc says."""
+_SIZE = (5.6, 4.1)
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+_MOST_POINTS = 400
+"""Points of a training curve; a longer one is averaged, so that a page stays small after 100,000 steps."""
+_DODGE = 0.035
+"""Shift between variants in octaves, so that error bars do not hide each other."""
+
+
+@_styled
+def length_plot(results: Results, task: str, name: str) -> str | None:
+    """Loss or recall against the context factor (log2), with the tokens; None where the task was not evaluated."""
+    scores = [score for score in results.scores if score.task == task]
+    if not scores:
+        return None
+    recall = task == "recall"
+    figure, axes = new_figure("Recall against context length" if recall else "Loss against context length")
+    variants = in_order(results.config.variants)
+    for place, variant in enumerate(variants):
+        mine = sorted((s for s in scores if s.variant == variant), key=lambda score: score.context_factor)
+        shift = _DODGE * (place - (len(variants) - 1) / 2) if recall else 0.0
+        draw_scores(axes, mine, LOOKS[variant], shift, bars=recall)
+    label_lengths(axes, results)
+    axes.set_ylabel("facts recalled (share; bars: 1 standard error)" if recall else "loss (nats per token)")
+    if recall:
+        axes.set_ylim(-0.03, 1.04)
+        if "recall" in results.chance:
+            axes.axhline(results.chance["recall"], color="#777777", linestyle=":", linewidth=1.4, label="Chance")
+    return render(figure, name)
+
+
+def new_figure(title: str) -> tuple[Figure, Axes]:
+    """A figure with one plot, in the report's style."""
+    figure = Figure(figsize=_SIZE)
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    return figure, axes
+
+
+def draw_scores(axes: Axes, scores: list[Score], look: Look, shift: float, *, bars: bool) -> None:
+    """One variant's line; `shift` in octaves."""
+    x = [score.context_factor * 2**shift for score in scores]
+    errors = [score.stderr or 0.0 for score in scores] if bars else None
+    axes.errorbar(
+        x, [score.value for score in scores], yerr=errors, capsize=2.5, elinewidth=1.2, markersize=6, **line(look)
+    )
+
+
+def line(look: Look) -> dict[str, object]:
+    """How matplotlib draws a variant; thick lines lie on top."""
+    return {
+        "label": look.label,
+        "color": look.color,
+        "marker": look.marker,
+        "linewidth": look.width,
+        "linestyle": look.line,
+        "zorder": 2 + look.width,
+    }
+
+
+def label_lengths(axes: Axes, results: Results) -> None:
+    """A log2 axis with a tick at every evaluated length: the factor, and the tokens below it."""
+    factors = results.config.lengths
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(factors, [f"{factor}x\n{factor * results.training_length:,}" for factor in factors])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(factors[0] * 2**-0.25, factors[-1] * 2**0.25)
+    axes.set_xlabel("context length (times the training length; tokens)")
+
+
+@_styled
+def recalibration_plot(metrics: dict[str, Metrics], source_loss: float | None, name: str) -> str | None:
+    """Training and validation loss of DroPE against tokens, the control's validation loss, the source's loss at 1x."""
+    lines = metrics.get("recalibration")
+    if not lines:
+        return None
+    figure, axes = new_figure("Recalibration")
+    drope, control = LOOKS["drope"], LOOKS["control"]
+    tokens, losses, averaged = thin([(m["tokens"], m["loss"]) for m in lines if "loss" in m])
+    label = "DroPE, training" + (f" (mean of {averaged} steps)" if averaged > 1 else "")
+    axes.plot(tokens, losses, color=drope.color, alpha=0.45, linewidth=1, label=label)
+    curves = [("DroPE, validation", drope, lines), ("Control (RoPE kept), validation", control, metrics.get("control"))]
+    for label, look, found in curves:
+        if points := validations(found or []):
+            axes.plot(*zip(*points, strict=True), markersize=4, **line(look) | {"label": label})
+    if source_loss is not None:
+        rope = LOOKS["rope"]
+        axes.axhline(
+            source_loss, color=rope.color, linestyle=":", linewidth=1.6, label="RoPE source at 1x (evaluation)"
+        )
+    label_tokens(axes, max(m.get("tokens", 0) for m in lines))
+    axes.set_ylabel("loss (nats per token)")
+    return render(figure, name)
+
+
+def validations(lines: Metrics) -> list[tuple[float, float]]:
+    """Tokens and validation loss; the line of step 0 has no tokens yet."""
+    return [(m.get("tokens", 0), m["validation_loss"]) for m in lines if "validation_loss" in m]
+
+
+def thin(points: list[tuple[float, float]]) -> tuple[list[float], list[float], int]:
+    """At most 400 points, each the mean of as many neighbours; also how many that were."""
+    size = max(1, -(-len(points) // _MOST_POINTS))
+    groups = [np.mean(points[start : start + size], axis=0) for start in range(0, len(points), size)]
+    return [float(x) for x, _ in groups], [float(y) for _, y in groups], size
+
+
+def label_tokens(axes: Axes, most: float) -> None:
+    """Token counts with their unit in the axis' label, so that ticks stay short."""
+    unit, word = next(
+        ((u, w) for u, w in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")) if most >= u), (1, "")
+    )
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / unit:g}")
+    axes.set_xlabel(f"training tokens{f' ({word})' if word else ''}")
+
+
+@_styled
+def position_plot(results: Results, name: str) -> str | None:
+    """Loss along the position at the longest length; None where there are no curves."""
+    if not results.curves:
+        return None
+    longest = max(curve.length for curve in results.curves)
+    factor = longest // results.training_length
+    figure, axes = new_figure(f"Loss along the position, rows of {longest:,} tokens ({factor}x)")
+    for variant in in_order(tuple(curve.variant for curve in results.curves)):
+        for curve in results.curves:
+            if curve.variant == variant and curve.length == longest:
+                middles = (np.array(curve.edges[:-1]) + np.array(curve.edges[1:])) / 2
+                axes.plot(
+                    middles,
+                    curve.loss,
+                    **line(LOOKS[variant]) | {"marker": "", "linewidth": LOOKS[variant].width * 0.8},
+                )
+    axes.axvline(results.training_length, color="#777777", linestyle=":", linewidth=1.4, label="Training length")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel("position in the row (tokens)")
+    axes.set_ylabel("loss (nats per token)")
+    return render(figure, name)
+
+
+def render(figure: Figure, name: str) -> str:
+    """The figure as SVG, its legend below the plot; ids begin with `name`, so that several fit into one page."""
+    buffer = io.StringIO()
+    entries = len(figure.axes[0].get_legend_handles_labels()[0])
+    figure.legend(loc="outside lower center", ncols=2 if entries <= 4 else 4, handlelength=2.4, columnspacing=1.4)
+    figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
+    text = re.sub(r'\bid="', f'id="{name}-', buffer.getvalue())
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
+    return "\n".join(part.rstrip() for part in text.splitlines()) + "\n"
+
+
+def inline(svg: str, description: str) -> str:
+    """The SVG for use inside a page: without its XML prologue, sized by the page, with a text for screen readers."""
+    opening, rest = svg[svg.index("<svg") :].split(">", 1)
+    opening = re.sub(r' (width|height)="[^"]*"', "", opening).removeprefix("<svg")
+    return f'<svg role="img" aria-label="{escape(description)}"{opening}>{rest}'

@@ -1,0 +1,168 @@
+"""Surgery with its own verification in real Megatron-core processes: right layouts pass, planted bugs do not."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model_surgery import convert, partition
+from model_surgery.architectures import Join
+from model_surgery.config import SurgeryConfig
+from model_surgery.errors import SurgeryError
+from model_surgery.layout import LAYOUT_FILE, Layout, damaged_tensors
+from model_surgery.shape import ModelShape
+from model_surgery.verify import compare, verify
+
+HEAD_DIM = 8
+Parts = tuple[Tensor, ...]
+
+
+def permuted_head_dimensions(parts: Parts) -> Parts:
+    """q and k rows reversed within every head: the same function without RoPE, another one with it."""
+    q, k, v = parts
+    q, k = (part.reshape(-1, HEAD_DIM, part.shape[1]).flip(1).reshape(part.shape) for part in (q, k))
+    return q, k, v
+
+
+def interleaved_query_heads(parts: Parts) -> Parts:
+    """Query heads dealt out to the KV groups in turn instead of in blocks."""
+    q, k, v = parts
+    return q.reshape(2, 2, HEAD_DIM, -1).transpose(0, 1).reshape(q.shape), k, v
+
+
+def shifted_kv_group(parts: Parts) -> Parts:
+    q, k, v = parts
+    return q, k.roll(HEAD_DIM, 0), v.roll(HEAD_DIM, 0)
+
+
+PLANTED: dict[str, tuple[Join, Callable[[Parts], Parts]]] = {
+    "head dimensions of q and k permuted": (Join.QKV, permuted_head_dimensions),
+    "query heads interleaved": (Join.QKV, interleaved_query_heads),
+    "one KV group shifted": (Join.QKV, shifted_kv_group),
+    "k and v swapped": (Join.QKV, lambda parts: (parts[0], parts[2], parts[1])),
+    "gate and up swapped": (Join.GATE_UP, lambda parts: parts[::-1]),
+    "output projection transposed": (
+        Join.COLUMNS,
+        lambda parts: tuple(part.T.contiguous() if part.shape[0] == part.shape[1] else part for part in parts),
+    ),
+}
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    how_of_bug, bug = PLANTED[name]
+
+    def join(parts: Parts, how: Join, shape: ModelShape) -> Tensor:
+        return partition.join(bug(parts) if how is how_of_bug else parts, how, shape)
+
+    monkeypatch.setattr(convert, "join", join)
+
+
+def test_what_cannot_be_cut_is_refused_before_anything_is_written(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "layout"
+    with pytest.raises(SurgeryError, match="surgery.tensor_parallel = 4: .* has 2 KV heads, not divisible by it; use"):
+        convert.run(SurgeryConfig(tensor_parallel=4), source=tiny_model, out_dir=out)
+    assert not out.exists()
+    assert convert.check(SurgeryConfig(tensor_parallel=2), tiny_model).kv_heads == 2
+
+
+def test_verification_can_be_switched_off(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    layout, result = convert.run(SurgeryConfig(verify="off"), source=tiny_model, out_dir=tmp_path)
+    assert result is None
+    assert "the layout is not compared with its source" in caplog.text
+    assert damaged_tensors(tmp_path, layout) == []
+    assert Layout.load(tmp_path) == layout
+
+
+def test_comparison_counts_clear_top_1_differences_and_refuses_nan() -> None:
+    wanted = torch.tensor([[[1.0, 0.5, 0.0], [1.0, 1.0 - 1e-5, 0.0]]])
+    assert compare(wanted, wanted).ok
+    near = wanted.clone()
+    near[0, 1] = torch.tensor([1.0 - 1e-5, 1.0, 0.0])  # the two best were closer than the limit: no difference
+    assert compare(wanted, near).top1_agreement == 1.0
+    other = wanted.flip(-1)
+    result = compare(wanted, other)
+    assert result.top1_agreement == 0.0
+    assert result.max_difference == pytest.approx(1.0)
+    assert not result.ok
+    assert not compare(wanted, wanted + torch.tensor([torch.nan, 0.0, 0.0])).ok
+    assert compare(wanted * 1000, wanted * 1000).limit == pytest.approx(1e-4 * (wanted * 1000).square().mean().sqrt())
+
+
+@pytest.mark.slow
+def test_a_real_checkpoint_at_tp_2_passes(tinystories: Path, tmp_path: Path) -> None:
+    layout, result = convert.run(SurgeryConfig(tensor_parallel=2), source=tinystories, out_dir=tmp_path)
+    assert result.ok
+    assert result.tokens == 512
+    for comparison in (result.with_rope, result.without_pe):
+        # Its logits have a root mean square of about 3; fp32 in another order of sums gives 2e-5.
+        assert comparison.max_difference < 1e-4
+        assert comparison.top1_agreement == 1.0
+    assert layout.shape.tied
+    assert Layout.load(tmp_path) == layout
+    assert json.loads(json.dumps(result.facts()))["with_rope"]["max_difference"] < 1e-4
+
+
+@pytest.mark.slow
+def test_a_grouped_untied_model_at_tp_2_passes(layouts: dict[int, Path], tiny_model: Path) -> None:
+    result = verify(tiny_model, layouts[2], Layout.load(layouts[2]), length=32)
+    assert result.ok
+    assert max(result.with_rope.max_difference, result.without_pe.max_difference) < 2e-5
+    assert "with RoPE: largest logit difference" in result.describe()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_bug_is_caught(name: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, name)
+    with pytest.raises(SurgeryError, match="does not compute what") as refused:
+        convert.run(SurgeryConfig(), source=tiny_model, out_dir=tmp_path)
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_why_the_rotation_is_kept_for_one_comparison(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, "head dimensions of q and k permuted")
+    layout = convert.convert(SurgeryConfig(), source=tiny_model, out_dir=tmp_path)
+    result = verify(tiny_model, tmp_path, layout, length=32)
+    assert result.without_pe.ok
+    assert not result.with_rope.ok
+    assert not result.ok
+
+
+@pytest.mark.slow
+def test_a_cut_that_is_wrong_only_beyond_tp_1_is_caught(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gate above up, cut as one matrix: rank 0 has all of gate and rank 1 all of up."""
+
+    def split(joined: Tensor, how: Join, tensor_parallel: int) -> list[Tensor]:
+        if how is not Join.GATE_UP:
+            return partition.split(joined, how, tensor_parallel)
+        return [piece.contiguous() for piece in joined.flatten(0, 1).chunk(tensor_parallel)]
+
+    monkeypatch.setattr("model_surgery.layout.split", split)
+    with pytest.raises(SurgeryError, match="does not compute what"):
+        convert.run(SurgeryConfig(tensor_parallel=2), source=tiny_model, out_dir=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("key", "value"), [("norm_eps", 1e-6), ("rope_theta", 500.0)])
+def test_a_wrong_number_in_layout_json_is_caught(
+    key: str, value: float, layouts: dict[int, Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    for path in layouts[1].iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    raw = json.loads((layouts[1] / LAYOUT_FILE).read_text())
+    raw["shape"][key] = value
+    (tmp_path / LAYOUT_FILE).unlink()
+    (tmp_path / LAYOUT_FILE).write_text(json.dumps(raw))
+    result = verify(tiny_model, tmp_path, Layout.load(tmp_path), length=32)
+    assert not result.with_rope.ok  # seen in the logits
+    assert len(result.config_differences) == 1  # and in the numbers
+    assert not result.ok

@@ -1,0 +1,93 @@
+"""The arithmetic of cutting, on numbered elements."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from model_surgery.architectures import Join
+from model_surgery.partition import join, split, unjoin, unsplit
+from model_surgery.shape import ModelShape
+
+HIDDEN = 32
+
+
+def numbered(*sizes: int, start: int = 0) -> torch.Tensor:
+    return torch.arange(start, start + torch.Size(sizes).numel()).reshape(sizes)
+
+
+def sources(how: Join, shape: ModelShape) -> tuple[torch.Tensor, ...]:
+    """Source tensors in which no number occurs twice."""
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    rows = {
+        Join.QKV: (q, kv, kv),
+        Join.GATE_UP: (shape.ffn, shape.ffn),
+        Join.ROWS: (shape.vocab,),
+        Join.COLUMNS: (HIDDEN,),
+        Join.REPLICATED: (1,),
+    }[how]
+    parts = tuple(numbered(count, HIDDEN, start=100_000 * i) for i, count in enumerate(rows))
+    return (parts[0][0],) if how is Join.REPLICATED else parts
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2, 4])
+@pytest.mark.parametrize("kv_heads", [4, 8], ids=["GQA", "MHA"])
+@pytest.mark.parametrize("how", list(Join))
+def test_cutting_is_undone_exactly(
+    how: Join, kv_heads: int, tensor_parallel: int, make_shape: Callable[..., ModelShape]
+) -> None:
+    shape = make_shape(heads=8, kv_heads=kv_heads, head_dim=4)
+    parts = sources(how, shape)
+    joined = join(parts, how, shape)
+    slices = split(joined, how, tensor_parallel)
+    assert len(slices) == tensor_parallel
+    assert all(piece.is_contiguous() for piece in slices)
+    torch.testing.assert_close(unsplit(slices, how, shape), joined, rtol=0, atol=0)
+    back = unjoin(joined, how, shape)
+    assert len(back) == len(parts)
+    for part, again in zip(parts, back, strict=True):
+        assert torch.equal(part, again)
+    if how is not Join.REPLICATED:
+        every = torch.cat([piece.flatten() for piece in slices])
+        assert torch.equal(every.sort().values, torch.cat([part.flatten() for part in parts]))
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 4), (8, 8), (12, 4)])
+@pytest.mark.parametrize("tensor_parallel", [1, 2, 4])
+def test_qkv_rows_of_a_rank_are_query_heads_key_head_value_head_by_group(
+    heads: int, kv_heads: int, tensor_parallel: int, make_shape: Callable[..., ModelShape]
+) -> None:
+    shape = make_shape(heads=heads, kv_heads=kv_heads, head_dim=4)
+    q, k, v = sources(Join.QKV, shape)
+    slices = split(join((q, k, v), Join.QKV, shape), Join.QKV, tensor_parallel)
+
+    def head(tensor: torch.Tensor, number: int) -> torch.Tensor:
+        return tensor[4 * number : 4 * number + 4]
+
+    groups, per_group = kv_heads // tensor_parallel, heads // kv_heads
+    for rank, piece in enumerate(slices):
+        wanted = []
+        for group in range(rank * groups, (rank + 1) * groups):
+            wanted += [head(q, group * per_group + i) for i in range(per_group)]
+            wanted += [head(k, group), head(v, group)]
+        assert torch.equal(piece, torch.cat(wanted))
+
+
+@pytest.mark.parametrize("tensor_parallel", [1, 2, 4])
+def test_a_rank_holds_its_gate_rows_then_its_up_rows(
+    tensor_parallel: int, make_shape: Callable[..., ModelShape]
+) -> None:
+    shape = make_shape(ffn=16)
+    gate, up = sources(Join.GATE_UP, shape)
+    slices = split(join((gate, up), Join.GATE_UP, shape), Join.GATE_UP, tensor_parallel)
+    rows = 16 // tensor_parallel
+    for rank, piece in enumerate(slices):
+        mine = slice(rank * rows, (rank + 1) * rows)
+        assert torch.equal(piece, torch.cat([gate[mine], up[mine]]))
+
+
+def test_row_and_column_cuts(make_shape: Callable[..., ModelShape]) -> None:
+    weight = numbered(4, 6)
+    assert torch.equal(split(weight, Join.ROWS, 2)[1], weight[2:])
+    assert torch.equal(split(weight, Join.COLUMNS, 2)[1], weight[:, 3:])
+    assert all(torch.equal(piece, weight) for piece in split(weight, Join.REPLICATED, 2))

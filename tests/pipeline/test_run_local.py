@@ -1,0 +1,236 @@
+"""A run's folder: complete stages are skipped, others refused, a kill leaves what the next attempt goes on with."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.errors import RecipeError
+from pipeline.manifest import Manifest
+from pipeline.recipe import load_recipe
+from pipeline.run_local import run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def finished(raw_recipe: dict[str, Any], drope: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole run, made once by the command line; tests that change it work on a copy."""
+    root = tmp_path_factory.mktemp("finished")
+    recipe = root / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**raw_recipe, "runs_dir": str(root / "runs")}))
+    result = drope("run", recipe)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == f"report: {root / 'runs' / 'tiny' / 'report' / 'report.html'}"
+    return root
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the whole run, with its recipe."""
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    text = (finished / "recipe.yaml").read_text().replace(str(finished), str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text(text)
+    return tmp_path
+
+
+def test_every_stage_left_a_manifest_with_its_lineage(finished: Path) -> None:
+    manifests = {path.parent.name: Manifest.load(path.parent) for path in finished.glob("runs/tiny/*/manifest.json")}
+    assert set(manifests) == {"data", "surgery", "recalibration", "export", "evaluation", "report"}
+    for manifest in manifests.values():
+        for name in manifest.inputs.keys() & manifests.keys():
+            assert manifest.inputs[name] == manifests[name].digest
+    assert manifests["recalibration"].inputs.keys() == {"data", "surgery"}
+    assert manifests["surgery"].facts["verification"]["with_rope"]["top1_agreement"] == 1.0
+    assert manifests["export"].facts["drope"]["mean_difference"] < 1e-5
+
+
+def test_a_second_run_skips_everything_within_seconds(finished: Path, drope: Any) -> None:
+    began = time.monotonic()
+    result = drope("run", finished / "recipe.yaml")
+    assert time.monotonic() - began < 10  # 5 s on a quiet machine; the suite shares its cores
+    assert result.returncode == 0
+    assert result.stderr.count("complete, skipped") == 6
+
+
+def test_a_changed_recipe_is_refused_and_nothing_touched(finished: Path, drope: Any) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*") if path.is_file()}
+    result = drope("run", finished / "recipe.yaml", "recalibration.lr=5e-4")
+    assert result.returncode == 2
+    assert "config.lr: 0.001 -> 0.0005" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert before == {path: path.stat().st_mtime_ns for path in (finished / "runs").rglob("*") if path.is_file()}
+
+
+def test_changed_documents_are_refused(copied: Path, documents: Path, drope: Any, tmp_path: Path) -> None:
+    other = tmp_path / documents.name
+    other.write_text(documents.read_text() + '{"text": "w1 w2"}\n')
+    recipe = yaml.safe_load((copied / "recipe.yaml").read_text())
+    recorded = json.loads((copied / "runs/tiny/data/manifest.json").read_text())
+    recorded["config"]["sources"][0]["path"] = recipe["data"]["sources"][0]["path"] = str(other)
+    key = next(key for key in recorded["inputs"] if key.startswith("source 0"))
+    recorded["inputs"] = {**recorded["inputs"], f"source 0 ({other})": recorded["inputs"].pop(key)}
+    (copied / "runs/tiny/data/manifest.json").write_text(json.dumps(recorded))
+    (copied / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    result = drope("run", copied / "recipe.yaml")
+    assert result.returncode == 2
+    assert "inputs.source 0" in result.stderr
+
+
+def test_a_later_stage_of_other_inputs_is_refused(copied: Path, drope: Any) -> None:
+    manifest = copied / "runs/tiny/recalibration/manifest.json"
+    recorded = json.loads(manifest.read_text())
+    recorded["outputs"][0]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(recorded))
+    result = drope("run", copied / "recipe.yaml")
+    assert result.returncode == 2
+    assert "export" in result.stderr and "inputs.recalibration" in result.stderr
+
+
+def test_a_lost_output_is_named(copied: Path, drope: Any) -> None:
+    lost = copied / "runs/tiny/surgery/layout.json"
+    lost.unlink()
+    result = drope("run", copied / "recipe.yaml")
+    assert result.returncode == 2
+    assert str(lost) in result.stderr
+
+
+def test_one_stage_commands_need_the_stages_before_them(write_recipe: Callable[..., Path], drope: Any) -> None:
+    result = drope("export", write_recipe())
+    assert result.returncode == 2
+    assert "needs stage recalibration" in result.stderr
+
+
+def test_two_runs_at_once_are_refused(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    import fcntl
+
+    folder = tmp_path / "runs" / "tiny"
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RecipeError, match="another process is running this recipe"):
+            run(load_recipe(write_recipe()), ("data",))
+
+
+def test_inspect_knows_everything_in_a_run(finished: Path, tiny_model: Path, drope: Any) -> None:
+    run_dir = finished / "runs" / "tiny"
+    kinds = {
+        run_dir: "run",
+        run_dir / "recalibration": "recalibration stage",
+        run_dir / "recalibration" / "layout": "tensor-parallel layout",
+        next((run_dir / "data").glob("*.bin")): "Megatron shard",
+        run_dir / "export" / "drope": "Hugging Face checkpoint",
+        tiny_model: "Hugging Face checkpoint",
+    }
+    for path, kind in kinds.items():
+        result = drope("inspect", path, "--json")
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout)["kind"] == kind
+
+
+def test_inspect_verify_names_a_flipped_byte(copied: Path, drope: Any) -> None:
+    assert drope("inspect", copied / "runs/tiny", "--verify").returncode == 0
+    victim = next((copied / "runs/tiny/recalibration/layout").glob("tp01-*.safetensors"))
+    content = bytearray(victim.read_bytes())
+    content[-5] ^= 1
+    victim.write_bytes(content)
+    result = drope("inspect", copied / "runs/tiny/recalibration/layout", "--verify")
+    assert result.returncode == 2 and "TP rank 1" in result.stderr
+    result = drope("inspect", copied / "runs/tiny/recalibration", "--verify")
+    assert result.returncode == 2 and victim.name in result.stderr
+
+
+def test_a_run_killed_in_recalibration_goes_on_and_ends_the_same(
+    finished: Path, write_recipe: Callable[..., Path], tmp_path: Path, drope: Any
+) -> None:
+    recipe = write_recipe()
+    folder = tmp_path / "runs" / "tiny" / "recalibration"
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(recipe)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    for _ in poll(240):
+        if any(folder.glob("checkpoints/step-*/complete")):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "manifest.json").exists()
+    for _ in poll(30):
+        if not workers_of(tmp_path):
+            break
+    assert workers_of(tmp_path) == []  # a killed run leaves no process that still writes
+    result = drope("run", recipe)
+    assert result.returncode == 0, result.stderr
+    whole = finished / "runs" / "tiny" / "recalibration"
+    assert timeless_metrics(folder) == timeless_metrics(whole)
+    assert (folder / "layout" / "tp00-0000.safetensors").read_bytes() == (
+        whole / "layout" / "tp00-0000.safetensors"
+    ).read_bytes()
+
+
+def test_a_stage_that_was_cut_off_with_other_settings_is_refused(copied: Path, drope: Any) -> None:
+    folder = copied / "runs/tiny/recalibration"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "started.json").write_text(json.dumps({"config": manifest["config"], "inputs": manifest["inputs"]}))
+    (folder / "manifest.json").unlink()
+    result = drope("run", copied / "recipe.yaml", "recalibration.batch=8")
+    assert result.returncode == 2
+    assert "config.batch: 4 -> 8" in result.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 KB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = os.geteuid() == 0 and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_clear_line(write_recipe: Callable[..., Path], small_disk: Path, drope: Any) -> None:
+    recipe = write_recipe(runs_dir=str(small_disk))
+    result = drope("run", recipe)
+    assert result.returncode == 2, result.stderr
+    assert "disk is full" in result.stderr.strip().splitlines()[-1]
+    leftovers = [path for path in small_disk.rglob("*") if path.name.endswith((".tmp", ".partial"))]
+    assert leftovers == []
+
+
+def poll(seconds: float) -> Iterator[None]:
+    """Comes back every 0.2 s until the time is over, then fails."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        yield
+        time.sleep(0.2)
+    pytest.fail(f"nothing happened in {seconds} s")
+
+
+def workers_of(folder: Path) -> list[str]:
+    """Command lines of living processes that name `folder`, but this one's."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # it ended while we looked
+            continue
+        if str(folder) in line and str(os.getpid()) != entry.parent.name:
+            found.append(line)
+    return found
+
+
+def timeless_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]
