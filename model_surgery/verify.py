@@ -78,8 +78,10 @@ def verify(source: Path, folder: Path, layout: Layout, *, length: int, seed: int
     with tempfile.TemporaryDirectory(prefix="drope-verify-") as scratch, full_disk_is_bad_input(Path(scratch)):
         processes = _start_layout_processes(folder, layout.tensor_parallel, tokens, Path(scratch))
         try:
-            with_rope = source_logits(source, tokens, identity_rotation=False)
-            without = source_logits(source, tokens, identity_rotation=True)
+            wanted = {
+                "rope": source_logits(source, tokens, identity_rotation=False),
+                "none": source_logits(source, tokens, identity_rotation=True),
+            }
             while not processes.join():
                 log.debug("waiting for the layout's logits")
         except BaseException:
@@ -87,11 +89,16 @@ def verify(source: Path, folder: Path, layout: Layout, *, length: int, seed: int
                 process.terminate()
             raise
         got = load_file(Path(scratch) / "logits.safetensors")
+    return judge(wanted, got, config_differences(source, layout.shape))
+
+
+def judge(wanted: dict[str, Tensor], got: dict[str, Tensor], config_differences: tuple[str, ...]) -> Verification:
+    """Logits of source and layout, [batch, length, vocab] under "rope" and "none"."""
     return Verification(
-        with_rope=compare(with_rope, got["rope"]),
-        without_pe=compare(without, got["none"]),
-        tokens=tokens.numel(),
-        config_differences=config_differences(source, layout.shape),
+        with_rope=compare(wanted["rope"], got["rope"]),
+        without_pe=compare(wanted["none"], got["none"]),
+        tokens=wanted["rope"][..., 0].numel(),
+        config_differences=config_differences,
     )
 
 
@@ -137,6 +144,23 @@ def source_logits(source: Path, tokens: Tensor, *, identity_rotation: bool) -> T
         return model(tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits
 
 
+def layout_logits(folder: Path, rank: int, tokens: Tensor) -> dict[str, Tensor]:
+    """Logits [batch, length, vocab] of the layout's Megatron-core model with RoPE ("rope") and without ("none").
+
+    All TP ranks must call it, after `start_parallel`.
+    """
+    from model_surgery.megatron.model import build_model, full_logits, load_slices
+
+    layout = Layout.load(folder)
+    slices = read_rank(folder, layout, rank)
+    logits = {}
+    for position_embedding in ("rope", "none"):
+        model = build_model(layout.shape, position_embedding=position_embedding).eval()
+        load_slices(model, slices)
+        logits[position_embedding] = full_logits(model, tokens)
+    return logits
+
+
 def _start_layout_processes(folder: Path, tensor_parallel: int, tokens: Tensor, scratch: Path):
     arguments = (str(folder), tensor_parallel, tokens, str(scratch))
     return torch.multiprocessing.spawn(_layout_logits, args=arguments, nprocs=tensor_parallel, join=False)
@@ -150,19 +174,13 @@ def _layout_logits(rank: int, folder: str, tensor_parallel: int, tokens: Tensor,
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before anything asks CUDA in this new process
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // tensor_parallel))
     from model_surgery.megatron.cpu import use_cpu_if_no_gpu
-    from model_surgery.megatron.model import build_model, full_logits, load_slices, start_parallel
+    from model_surgery.megatron.model import start_parallel
 
     use_cpu_if_no_gpu()
     store = torch.distributed.FileStore(f"{scratch}/store", tensor_parallel)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=tensor_parallel, timeout=_TIMEOUT)
     start_parallel(tensor_parallel)
-    layout = Layout.load(Path(folder))
-    slices = read_rank(Path(folder), layout, rank)
-    logits = {}
-    for position_embedding in ("rope", "none"):
-        model = build_model(layout.shape, position_embedding=position_embedding).eval()
-        load_slices(model, slices)
-        logits[position_embedding] = full_logits(model, tokens)
+    logits = layout_logits(Path(folder), rank, tokens)
     if rank == 0:
         save_file(logits, f"{scratch}/logits.safetensors")
     torch.distributed.destroy_process_group()

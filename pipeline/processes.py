@@ -20,7 +20,7 @@ def die_with_parent() -> None:
 
 
 def tools_path() -> str:
-    """PATH with this Python's own folder first: ninja lies there, also in a virtual environment that nobody activated."""
+    """PATH with this Python's own folder first: ninja lies there, and the virtual environment may not be activated."""
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 

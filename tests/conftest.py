@@ -3,6 +3,7 @@
 import json
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,12 @@ def write_model(folder: Path, **sizes: object) -> Path:
                 parameter.uniform_(0.5, 1.5)
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session", name="write_model")
+def _write_model() -> Callable[..., Path]:
+    """The function that writes a random tiny Llama into a folder; keyword arguments change its config."""
+    return write_model
 
 
 @pytest.fixture(scope="session")

@@ -92,7 +92,7 @@ def mark_partitioned(model: GPTModel, shape: ModelShape) -> None:
 def load_slices(model: GPTModel, slices: dict[str, Tensor]) -> None:
     """Copies one rank's slices into the model; names and shapes must be exactly the model's.
 
-    Raises: SurgeryError naming the first tensor that does not fit.
+    Raises: SurgeryError naming the first tensor that does not fit; then the model is as it was.
     """
     wanted = {name: tensor for name, tensor in model.state_dict().items() if tensor is not None}
     if names := wanted.keys() ^ slices.keys():
@@ -100,6 +100,7 @@ def load_slices(model: GPTModel, slices: dict[str, Tensor]) -> None:
     for name, tensor in slices.items():
         if tensor.shape != wanted[name].shape:
             raise SurgeryError(f"layout: {name} has shape {list(tensor.shape)}, model {list(wanted[name].shape)}")
+    for name, tensor in slices.items():
         wanted[name].copy_(tensor)
 
 

@@ -98,30 +98,32 @@ def claims(results: Results, task: str) -> list[Claim]:
 
 
 def summary(results: Results) -> list[str]:
-    """At most four sentences: in context against source and control, then beyond it against the best RoPE scaling."""
-    recall, loss = claims(results, "recall"), claims(results, "loss")
+    """At most four sentences: on recall and loss, in context (control included) and at 4x (else the longest)."""
     longer = [factor for factor in results.config.lengths if factor > 1]
     headline = _HEADLINE_FACTOR if _HEADLINE_FACTOR in longer else max(longer, default=None)
-    chosen = [claim for claim in recall or loss if claim.ours.context_factor == 1]
-    for found in (recall, loss):
-        at_headline = (c for c in found if c.ours.context_factor == headline and c.rival.variant != "control")
-        chosen += at_headline
-    return [sentence(claim, results.chance.get(claim.ours.task)) for claim in chosen]
+    found = [*claims(results, "recall"), *claims(results, "loss")]
+    sentences = []
+    for factor in (1, headline):
+        for task in ("recall", "loss"):
+            here = [claim for claim in found if (claim.ours.task, claim.ours.context_factor) == (task, factor)]
+            if factor != 1:
+                here = [claim for claim in here if claim.rival.variant != "control"]
+            if here:
+                sentences.append(sentence(here, results.chance.get(task)))
+    return sentences
 
 
-def sentence(claim: Claim, chance: float | None = None) -> str:
-    """The claim in words, with both numbers, the difference and what it is worth."""
-    factor = claim.ours.context_factor
+def sentence(here: list[Claim], chance: float | None = None) -> str:
+    """The claims of one task at one length in words: both numbers, the difference and what it is worth."""
+    ours = here[0].ours
+    factor = ours.context_factor
     place = "its own context" if factor == 1 else f"{factor}x its context"
-    tokens = f" ({claim.ours.length:,} tokens)" if claim.ours.length else ""
-    ours, rival = claim.number(claim.ours.value), claim.number(claim.rival.value)
-    name, other = our_name(claim.ours), rival_name(claim.rival)
-    if claim.ours.task == "loss":
-        values = f"{name} has a loss of {ours} nats per token, {other} {rival}"
-    else:
-        values = f"{name} recalls {ours} of the facts, {other} {rival}"
+    tokens = f" ({ours.length:,} tokens)" if ours.length else ""
+    value = max(here, key=lambda claim: claim.digits).number(ours.value)
+    scored = f"has a loss of {value} nats per token" if ours.task == "loss" else f"recalls {value} of the facts"
+    rivals = [f"{rival_name(claim.rival)} {claim.number(claim.rival.value)}: {judgement(claim)}" for claim in here]
     guess = f"; chance is {chance:.2f}" if chance is not None and factor > 1 else ""
-    return f"At {place}{tokens} {values}: {judgement(claim)}{guess}."
+    return f"At {place}{tokens} {our_name(ours)} {scored}, {'; '.join(rivals)}{guess}."
 
 
 def our_name(score: Score) -> str:
@@ -141,9 +143,9 @@ def rival_name(score: Score) -> str:
 
 
 def judgement(claim: Claim) -> str:
-    """'better by 0.41 ± 0.03', or that nothing can be said."""
+    """'better by 0.41 ± 0.03', or that nothing better can be said."""
     if claim.verdict == "within the noise":
-        return f"no better and no worse, the difference of {claim.difference_text} is within the noise"
+        return f"no better ({claim.difference_text} apart, within the noise)"
     if claim.verdict == "no standard error":
-        return f"a difference of {claim.difference_text} without a standard error, too few samples for a claim"
+        return f"{claim.difference_text} apart, without a standard error too little for a claim"
     return f"{claim.verdict} by {claim.difference_text}"

@@ -104,7 +104,10 @@ def draw(data: RunData) -> Iterator[tuple[str, str, str]]:
         )
     ]
     if results is not None:
-        lengths = ("recall", "Recall of facts from the context"), ("loss", "Loss on held-out text")
+        lengths = (
+            ("recall", "Recall of facts from the context, with one standard error,"),
+            ("loss", "Loss on held-out text"),
+        )
         made = [
             *(
                 (f"{task}_by_length", plots.length_plot(results, task, task), f"{what} against the context length.")

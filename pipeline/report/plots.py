@@ -33,7 +33,7 @@ _STYLE = {
 }
 _styled = matplotlib.style.context(("default", _STYLE))
 """Decorates whatever draws: matplotlib's own defaults and the above, whatever the user's matplotlibrc says."""
-_SIZE = (5.6, 4.1)
+_SIZE = (4.9, 3.9)
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 _MOST_POINTS = 400
 """Points of a training curve; a longer one is averaged, so that a page stays small after 100,000 steps."""
@@ -55,7 +55,7 @@ def length_plot(results: Results, task: str, name: str) -> str | None:
         shift = _DODGE * (place - (len(variants) - 1) / 2) if recall else 0.0
         draw_scores(axes, mine, LOOKS[variant], shift, bars=recall)
     label_lengths(axes, results)
-    axes.set_ylabel("facts recalled (share; bars: 1 standard error)" if recall else "loss (nats per token)")
+    axes.set_ylabel("facts recalled (share)" if recall else "loss (nats per token)")
     if recall:
         axes.set_ylim(-0.03, 1.04)
         if "recall" in results.chance:
@@ -111,17 +111,15 @@ def recalibration_plot(metrics: dict[str, Metrics], source_loss: float | None, n
     figure, axes = new_figure("Recalibration")
     drope, control = LOOKS["drope"], LOOKS["control"]
     tokens, losses, averaged = thin([(m["tokens"], m["loss"]) for m in lines if "loss" in m])
-    label = "DroPE, training" + (f" (mean of {averaged} steps)" if averaged > 1 else "")
+    label = "DroPE, training" + (f" ({averaged}-step mean)" if averaged > 1 else "")
     axes.plot(tokens, losses, color=drope.color, alpha=0.45, linewidth=1, label=label)
-    curves = [("DroPE, validation", drope, lines), ("Control (RoPE kept), validation", control, metrics.get("control"))]
+    curves = [("DroPE, validation", drope, lines), ("Control, validation", control, metrics.get("control"))]
     for label, look, found in curves:
         if points := validations(found or []):
             axes.plot(*zip(*points, strict=True), markersize=4, **line(look) | {"label": label})
     if source_loss is not None:
         rope = LOOKS["rope"]
-        axes.axhline(
-            source_loss, color=rope.color, linestyle=":", linewidth=1.6, label="RoPE source at 1x (evaluation)"
-        )
+        axes.axhline(source_loss, color=rope.color, linestyle=":", linewidth=1.6, label="RoPE source at 1x")
     label_tokens(axes, max(m.get("tokens", 0) for m in lines))
     axes.set_ylabel("loss (nats per token)")
     return render(figure, name)
@@ -155,7 +153,7 @@ def position_plot(results: Results, name: str) -> str | None:
         return None
     longest = max(curve.length for curve in results.curves)
     factor = longest // results.training_length
-    figure, axes = new_figure(f"Loss along the position, rows of {longest:,} tokens ({factor}x)")
+    figure, axes = new_figure(f"Loss along the position at {factor}x")
     for variant in in_order(tuple(curve.variant for curve in results.curves)):
         for curve in results.curves:
             if curve.variant == variant and curve.length == longest:
@@ -167,7 +165,7 @@ def position_plot(results: Results, name: str) -> str | None:
                 )
     axes.axvline(results.training_length, color="#777777", linestyle=":", linewidth=1.4, label="Training length")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.set_xlabel("position in the row (tokens)")
+    axes.set_xlabel(f"position in rows of {longest:,} tokens")
     axes.set_ylabel("loss (nats per token)")
     return render(figure, name)
 

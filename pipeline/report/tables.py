@@ -129,51 +129,64 @@ def scores_csv(scores: Iterable[Score]) -> str:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A claim as a row: where, what, our number, the rival's name and number, difference and verdict."""
+class Against:
+    """A rival's name and number, and what the difference is worth."""
 
-    length: str
-    task: str
-    ours: str
     rival: str
-    theirs: str
-    difference: str
+    value: str
     verdict: str
+    difference: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """DroPE on a task at a length against the best RoPE variant and the control; None where there is no such rival."""
+
+    task: str
+    length: str
+    ours: str
+    rope: Against | None
+    control: Against | None
 
 
 def comparisons(results: Results) -> tuple[list[Comparison], str]:
-    """Every claim on recall, then on loss, and the same as CSV."""
+    """Every claim on recall, then on loss, by length; the same as CSV, one line a claim."""
     found = [*claims(results, "recall"), *claims(results, "loss")]
-    fields = ["task", "context_factor", "variant", "value", "rival", "rival_value", "difference", "stderr", "verdict"]
-    lines = [
-        [
-            claim.ours.task,
-            claim.ours.context_factor,
-            claim.ours.variant,
-            claim.ours.value,
-            claim.rival.variant,
-            claim.rival.value,
-            claim.difference,
-            claim.stderr,
-            claim.verdict,
-        ]
-        for claim in found
-    ]
-    return [compared(claim) for claim in found], to_csv(fields, lines)
+    places: dict[tuple[str, int], list[Claim]] = {}
+    for claim in found:
+        places.setdefault((claim.ours.task, claim.ours.context_factor), []).append(claim)
+    return [compared(here) for here in places.values()], claims_csv(found)
 
 
-def compared(claim: Claim) -> Comparison:
-    """The claim rounded for reading; a difference is positive where DroPE is better."""
-    sign = "+" if claim.difference >= 0 else "−"
+def compared(here: list[Claim]) -> Comparison:
+    """The claims of one place, rounded for reading; a difference is positive where DroPE is better."""
+    sides: dict[bool, Against] = {}
+    for claim in here:
+        sides[claim.rival.variant == "control"] = Against(
+            rival=LOOKS[claim.rival.variant].label,
+            value=claim.number(claim.rival.value),
+            verdict=claim.verdict,
+            difference=f"{'+' if claim.difference >= 0 else '−'}{claim.difference_text}",
+        )
+    ours = max(here, key=lambda claim: claim.digits)
     return Comparison(
-        length=f"{claim.ours.context_factor}x",
-        task=claim.ours.task,
-        ours=claim.number(claim.ours.value),
-        rival=LOOKS[claim.rival.variant].label,
-        theirs=claim.number(claim.rival.value),
-        difference=f"{sign}{claim.difference_text}",
-        verdict=claim.verdict,
+        task=ours.ours.task,
+        length=f"{ours.ours.context_factor}x",
+        ours=ours.number(ours.ours.value),
+        rope=sides.get(False),
+        control=sides.get(True),
     )
+
+
+def claims_csv(found: list[Claim]) -> str:
+    """One line a claim, in full precision."""
+    fields = ["task", "context_factor", "variant", "value", "rival", "rival_value", "difference", "stderr", "verdict"]
+    lines: list[list[object]] = []
+    for claim in found:
+        ours, rival = claim.ours, claim.rival
+        place = [ours.task, ours.context_factor, ours.variant, ours.value]
+        lines.append([*place, rival.variant, rival.value, claim.difference, claim.stderr, claim.verdict])
+    return to_csv(fields, lines)
 
 
 def to_csv(fields: list[str], lines: list[list[object]]) -> str:

@@ -14,6 +14,7 @@ from eval.results import Curve, Results, Score
 from pipeline.manifest import Manifest, describe_outputs
 from pipeline.recalibration.metrics import Metrics
 from pipeline.recipe import Recipe, write_recipe
+from pipeline.stages import STAGES
 
 CONTEXT = 64
 STARTED = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
@@ -59,7 +60,8 @@ class Run:
         recipe = self.recipe()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_recipe(recipe, self.folder / "recipe.yaml")
-        previous: dict[str, str] = {"model": "ab" * 32}
+        needs = {stage.name: stage.needs for stage in STAGES}
+        digests: dict[str, str] = {}
         for place, name in enumerate(stage for stage in self.stages if stage != "control" or self.control):
             folder = self.folder / name
             folder.mkdir()
@@ -69,13 +71,13 @@ class Run:
                 started=STARTED + timedelta(minutes=3 * place),
                 finished=STARTED + timedelta(minutes=3 * place, seconds=20.5 + 60 * place),
                 config=recipe.model_dump(mode="json").get(name, {}),
-                inputs=dict(previous),
+                inputs={"model": "ab" * 32} | {source: digests[source] for source in needs[name] if source in digests},
                 outputs=describe_outputs(folder, [path for path in folder.iterdir() if path.is_file()]),
                 facts=facts,
                 environment={"python": "3.11.9", "torch": "2.13.0", "git": "0123456789ab", "host": f"node{place // 4}"},
             )
             manifest.save(folder)
-            previous = {name: manifest.digest}
+            digests[name] = manifest.digest
         return recipe
 
     def recipe(self) -> Recipe:

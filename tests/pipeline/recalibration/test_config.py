@@ -1,0 +1,63 @@
+"""What recalibration settings refuse."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import RecipeError
+from pipeline.recalibration.checkpoints import complete, remove_incomplete
+from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.recalibration.engine import engine_config, parameter_groups
+from pipeline.recalibration.run import check_schedule
+
+
+def settings(**changes: object) -> RecalibrationConfig:
+    return RecalibrationConfig.model_validate({"tokens": 64_000, "batch": 8, "lr": 1e-3} | changes)
+
+
+def test_steps_are_whole() -> None:
+    assert settings(tokens=64_000).steps(64) == 125
+    assert settings(tokens=64_511).steps(64) == 125
+
+
+def test_bf16_without_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="use zero_stage = 1"):
+        settings(zero_stage=0)
+    assert settings(zero_stage=0, precision="fp32").zero_stage == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"tokens": 511}, "one step takes 512 tokens"),
+        ({"schedule": {"kind": "wsd", "warmup_steps": 100, "decay_steps": 100}}, "take 200 steps"),
+    ],
+)
+def test_a_budget_too_small_for_its_schedule_is_refused(changes: dict, part: str) -> None:
+    with pytest.raises(RecipeError, match=part):
+        check_schedule(settings(**changes), row_length=64)
+
+
+def test_accumulation_makes_up_the_global_batch() -> None:
+    made = engine_config(settings(batch=48, micro_batch=2, data_parallel=4))
+    assert made["gradient_accumulation_steps"] == 6
+
+
+def test_norms_do_not_decay() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.RMSNorm(4))
+    decayed, spared = parameter_groups(model, 0.1)
+    assert [group["weight_decay"] for group in (decayed, spared)] == [0.1, 0.0]
+    assert [p.ndim for p in decayed["params"]] == [2] and [p.ndim for p in spared["params"]] == [1]
+    assert len(parameter_groups(model, 0.0)) == 1
+
+
+def test_incomplete_checkpoints_are_invisible_and_removed(tmp_path: Path) -> None:
+    for step, done in ((4, True), (8, True), (12, False)):
+        (tmp_path / f"step-{step:08d}").mkdir()
+        if done:
+            (tmp_path / f"step-{step:08d}" / "complete").touch()
+    (tmp_path / "zero_to_fp32.py").touch()  # DeepSpeed puts its own script beside the checkpoints
+    assert [path.name for path in complete(tmp_path)] == ["step-00000004", "step-00000008"]
+    remove_incomplete(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000008", "zero_to_fp32.py"]

@@ -1,0 +1,48 @@
+"""Learning-rate schedules against numbers worked out by hand, and PyTorch's own cosine."""
+
+import pytest
+import torch
+
+from pipeline.recalibration.config import ScheduleConfig
+from pipeline.recalibration.schedule import lr_factor
+
+
+def factors(updates: int, **settings: object) -> list[float]:
+    schedule = ScheduleConfig.model_validate(settings)
+    return [lr_factor(update, updates, schedule) for update in range(1, updates + 1)]
+
+
+def test_constant_rises_and_stays() -> None:
+    assert factors(6, kind="constant", warmup_steps=4) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_no_warmup_starts_at_the_peak() -> None:
+    assert factors(3, kind="constant", warmup_steps=0) == [1.0, 1.0, 1.0]
+
+
+def test_cosine_equals_torchs_and_ends_at_the_minimum() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20, eta_min=0.1)
+    wanted = []
+    for _ in range(20):
+        optimizer.step()
+        reference.step()
+        wanted.append(reference.get_last_lr()[0])
+    assert factors(25, kind="cosine", warmup_steps=5, min_lr_ratio=0.1)[5:] == pytest.approx(wanted, abs=1e-9)
+
+
+def test_wsd_has_the_published_stable_part() -> None:
+    """SmolLM-1.7B's: 600 steps of warm-up, 96,000 stable, 23,400 of cosine decay to 10%."""
+    values = factors(120_000, kind="wsd", warmup_steps=600, decay_steps=23_400, min_lr_ratio=0.1)
+    assert values[599] == 1.0
+    assert set(values[599 : 600 + 96_000]) == {1.0}
+    assert values[96_600] < 1.0
+    assert values[96_600 + 11_699] == pytest.approx(0.55)
+    assert values[-1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("settings", [{"kind": "cosine", "decay_steps": 5}, {"kind": "wsd"}])
+def test_decay_steps_belong_to_wsd(settings: dict) -> None:
+    with pytest.raises(ValueError, match="decay_steps"):
+        ScheduleConfig.model_validate(settings)

@@ -1,0 +1,121 @@
+"""Every kind of bad input: one clear line, exit code 2, no run folder left behind."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture
+def refused(drope: Any, write_recipe: Callable[..., Path], tmp_path: Path) -> Callable[..., str]:
+    """Runs the recipe with overrides, checks that it is refused cleanly, and returns the one line."""
+
+    def run(*overrides: str, **sections: Any) -> str:
+        result = drope("run", write_recipe(**sections), *overrides)
+        assert result.returncode == 2, result.stderr
+        lines = result.stderr.strip().splitlines()
+        assert lines[-1].startswith("drope: ")
+        assert "Traceback" not in result.stderr
+        assert not (tmp_path / "runs" / "tiny").exists()
+        return lines[-1]
+
+    return run
+
+
+@pytest.fixture
+def broken_model(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the tiny checkpoint whose tensors went through `change`."""
+
+    def make(change: Callable[[dict[str, Any]], None]) -> Path:
+        folder = tmp_path / "broken"
+        shutil.copytree(tiny_model, folder)
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    return make
+
+
+def test_unknown_key(refused: Callable[..., str]) -> None:
+    assert "did you mean lr?" in refused("recalibration.lrr=1")
+
+
+def test_wrong_type(refused: Callable[..., str]) -> None:
+    assert "recalibration.batch = 'many'" in refused("recalibration.batch=many")
+
+
+def test_missing_recipe(drope: Any, tmp_path: Path) -> None:
+    result = drope("run", tmp_path / "none.yaml")
+    assert result.returncode == 2 and "No such file" in result.stderr
+
+
+def test_missing_documents(refused: Callable[..., str]) -> None:
+    assert "nowhere.jsonl" in refused("data.sources.0.path=nowhere.jsonl")
+
+
+def test_text_column_that_is_not_there(refused: Callable[..., str]) -> None:
+    line = refused("data.sources.0.text_column=txt")
+    assert "txt" in line and "text" in line.replace("txt", "")
+
+
+def test_empty_corpus(refused: Callable[..., str], tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text('{"text": ""}\n{"text": "  "}\n')
+    assert "empty" in refused(f"data.sources.0.path={empty}")
+
+
+def test_tokenizer_beyond_the_vocabulary(
+    refused: Callable[..., str], write_model: Callable[..., Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    small = write_model(tmp_path / "small-vocabulary", vocab_size=80)
+    line = refused(f"model.path={small}", f"data.tokenizer={tiny_model}")
+    assert "95" in line and "80" in line
+
+
+def test_missing_extra_and_misshapen_tensors(
+    refused: Callable[..., str], broken_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+
+    def transpose(tensors: dict[str, Any]) -> None:
+        tensors[name] = tensors[name].T.contiguous()
+
+    changes = {
+        "missing": lambda tensors: tensors.pop(name),
+        "unexpected": lambda tensors: tensors.update({"model.layers.1.extra": tensors[name] * 1}),
+        "has shape": transpose,
+    }
+    for what, change in changes.items():
+        line = refused(f"model.path={broken_model(change)}")
+        assert what in line and "model.layers.1" in line
+        shutil.rmtree(tmp_path / "broken")
+
+
+def test_unsupported_architecture(refused: Callable[..., str], tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "other")
+    config = json.loads((tiny_model / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"model_type": "gpt_neox"}))
+    line = refused(f"model.path={tmp_path / 'other'}")
+    assert "gpt_neox" in line and "llama" in line
+
+
+def test_tp_that_does_not_fit(refused: Callable[..., str]) -> None:
+    line = refused("surgery.tensor_parallel=3")
+    assert "4 query heads" in line and "use 1 or 2" in line
+
+
+def test_stage_that_does_not_exist(drope: Any, write_recipe: Callable[..., Path]) -> None:
+    result = drope("run", write_recipe(), "--stage", "exprt")
+    assert result.returncode == 2 and "export" in result.stderr
+
+
+def test_inspect_of_nothing(drope: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path, part in ((tmp_path / "none", "no such file"), (tmp_path / "empty", "not recognised")):
+        result = drope("inspect", path)
+        assert result.returncode == 2 and part in result.stderr

@@ -1,0 +1,37 @@
+"""The command line itself."""
+
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+
+def test_help_answers_at_once_and_names_every_command(drope: Any) -> None:
+    began = time.monotonic()
+    result = drope("--help")
+    assert time.monotonic() - began < 2  # 0.1 s on a quiet machine
+    for command in ("run", "plan", "doctor", "inspect", "prepare-data", "surgery", "recalibrate", "export", "evaluate"):
+        assert f"\n  {command} " in result.stdout
+
+
+def test_help_and_configs_import_nothing_heavy() -> None:
+    code = "import sys, pipeline.cli; print([m for m in ('torch', 'transformers', 'pydantic') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_doctor_finds_the_stack_whole(drope: Any) -> None:
+    result = drope("doctor", "--json")
+    assert result.returncode == 0, result.stdout
+    findings = {finding["name"]: finding["state"] for finding in json.loads(result.stdout)}
+    for name in ("torch", "deepspeed", "megatron.core", "lm_eval", "C++ compiler", "deepspeed CPU operator"):
+        assert findings[name] == "ok"
+
+
+def test_doctor_says_what_a_missing_compiler_needs(monkeypatch: Any, tmp_path: Any) -> None:
+    from pipeline.doctor import compiler
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    finding = compiler()
+    assert finding.state == "broken" and "install g++" in finding.detail
