@@ -174,7 +174,7 @@ def render(figure: Figure, name: str) -> str:
     """The figure as SVG, its legend below the plot; ids begin with `name`, so that several fit into one page."""
     buffer = io.StringIO()
     entries = len(figure.axes[0].get_legend_handles_labels()[0])
-    figure.legend(loc="outside lower center", ncols=2 if entries <= 4 else 4, handlelength=2.4, columnspacing=1.4)
+    figure.legend(loc="outside lower center", ncols=min(4, -(-entries // 2)), handlelength=2.4, columnspacing=1.4)
     figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
     text = re.sub(r'\bid="', f'id="{name}-', buffer.getvalue())
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)

@@ -1,6 +1,5 @@
 """A run's folder with small files, written by the classes that write the real ones."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -237,10 +236,3 @@ def full(run: Run) -> Run:
     run.variants, run.control, run.harness = ALL, True, True
     run.report = {"title": "DroPE on facts", "notes": "A small model.\nSecond line."}
     return run
-
-
-def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Changes a JSON file in place."""
-    value = json.loads(path.read_text(encoding="utf-8"))
-    change(value)
-    path.write_text(json.dumps(value), encoding="utf-8")

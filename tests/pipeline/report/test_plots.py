@@ -1,0 +1,58 @@
+"""Plots from the numbers that they are given."""
+
+import re
+
+import pytest
+
+from pipeline.report import plots
+from pipeline.report.variants import LOOKS
+
+
+def test_variants_can_be_told_apart() -> None:
+    assert len({look.color for look in LOOKS.values()}) == len({look.marker for look in LOOKS.values()}) == len(LOOKS)
+    assert LOOKS["drope"].width == max(look.width for look in LOOKS.values())
+
+
+def test_a_long_training_is_averaged_without_losing_its_mean() -> None:
+    points = [(float(step), step % 7 + 0.5) for step in range(1, 120_001)]
+    tokens, losses, averaged = plots.thin(points)
+    assert (len(tokens), averaged) == (400, 300)
+    assert sum(losses) / 400 == pytest.approx(sum(loss for _, loss in points) / 120_000)
+    assert tokens[0] == 150.5
+    assert plots.thin(points[:400]) == ([x for x, _ in points[:400]], [y for _, y in points[:400]], 1)
+
+
+def test_the_validation_before_the_first_step_is_at_no_tokens() -> None:
+    lines = [{"step": 0, "validation_loss": 4.5}, {"step": 1, "loss": 4.0, "tokens": 512}]
+    assert plots.validations([*lines, {"step": 2, "loss": 3.0, "tokens": 1024, "validation_loss": 3.5}]) == [
+        (0, 4.5),
+        (1024, 3.5),
+    ]
+
+
+def test_curves_lie_where_the_scores_say(run) -> None:
+    """Heights in the drawing are proportional to the losses, and lengths are one octave apart."""
+    results = run.results(run.recipe().evaluation)
+    svg = plots.length_plot(results, "loss", "loss")
+    assert svg is not None
+    path = re.search(rf'd="M ([^"]*?)"[^>]*stroke: {LOOKS["rope"].color}; stroke-width: 1.6', svg.replace("\n", " "))
+    assert path is not None
+    points = [tuple(map(float, pair.split())) for pair in path.group(1).split(" L ")]
+    losses = [s.value for s in results.scores if (s.task, s.variant) == ("loss", "rope")]
+    steps = [right[0] - left[0] for left, right in zip(points, points[1:], strict=False)]
+    assert steps == pytest.approx([steps[0]] * 3, rel=1e-4)
+    scale = (points[3][1] - points[0][1]) / (losses[3] - losses[0])
+    assert [(y - points[0][1]) / scale for _, y in points] == pytest.approx([v - losses[0] for v in losses], abs=1e-3)
+    assert scale < 0  # up is more
+
+
+def test_nothing_to_draw() -> None:
+    assert plots.recalibration_plot({}, 2.0, "recalibration") is None
+
+
+def test_a_description_is_escaped_and_the_page_sets_the_size() -> None:
+    svg = '<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" width="9pt" height="9pt" viewBox="0 0 9 9"><g/></svg>'
+    assert plots.inline(svg, 'a "b" <c>') == (
+        '<svg role="img" aria-label="a &quot;b&quot; &lt;c&gt;" xmlns="http://www.w3.org/2000/svg" '
+        'viewBox="0 0 9 9"><g/></svg>'
+    )
