@@ -157,7 +157,8 @@ def demo(overrides: tuple[str, ...], pretrain: bool) -> None:
     """
     from pipeline.demo.run import prepare_demo
 
-    _run(prepare_demo(pretrain=pretrain), overrides, ())
+    recipe, given = prepare_demo(overrides, pretrain=pretrain)
+    _run(recipe, given, ("data", "surgery", "recalibration", "export") if pretrain else ())
 
 
 if __name__ == "__main__":

@@ -84,7 +84,9 @@ def _run_surgery(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
 def _run_recalibration(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
     from pipeline.recalibration.run import run as recalibrate
 
-    return recalibrate(recipe.recalibration, "none", shards=run / "data", layout=run / "surgery", out_dir=out_dir)
+    config = recipe.recalibration
+
+    return recalibrate(config, config.position_embedding, shards=run / "data", layout=run / "surgery", out_dir=out_dir)
 
 
 def _run_control(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:

@@ -45,6 +45,9 @@ class RecalibrationConfig(_Section):
     keep_checkpoints: int = Field(2, ge=1, description="how many newest checkpoints are kept")
     validation_every: int = Field(500, ge=1, description="steps between validations; one more at the start and the end")
     validation_rows: int = Field(64, ge=1, description="held-out rows per validation, sequences")
+    position_embedding: Literal["none", "rope"] = Field(
+        "none", description="none: recalibration; rope: the embedding is kept, which is ordinary pretraining"
+    )
     control: bool = Field(
         False, description="also train the model with RoPE kept on the same rows: the fair in-context comparison"
     )
@@ -57,6 +60,8 @@ class RecalibrationConfig(_Section):
                 f"batch = {self.batch} is not a multiple of micro_batch * data_parallel = {per_pass}; "
                 f"use batch = {max(1, self.batch // per_pass) * per_pass}"
             )
+        if self.control and self.position_embedding == "rope":
+            raise ValueError("control = true beside position_embedding = rope would train the same model twice")
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("zero_stage = 0 with precision = bf16 gives wrong gradients under TP; use zero_stage = 1")
         return self

@@ -21,4 +21,4 @@ class Job(BaseModel):
 
     @property
     def description(self) -> str:
-        return "recalibration" if self.position_embedding == "none" else "control"
+        return "recalibration" if self.position_embedding == "none" else "training with RoPE"

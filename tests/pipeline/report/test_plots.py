@@ -1,6 +1,7 @@
 """Plots from the numbers that they are given."""
 
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_curves_lie_where_the_scores_say(run) -> None:
     assert path is not None
     points = [tuple(map(float, pair.split())) for pair in path.group(1).split(" L ")]
     losses = [s.value for s in results.scores if (s.task, s.variant) == ("loss", "rope")]
-    steps = [right[0] - left[0] for left, right in zip(points, points[1:], strict=False)]
+    steps = [right[0] - left[0] for left, right in pairwise(points)]
     assert steps == pytest.approx([steps[0]] * 3, rel=1e-4)
     scale = (points[3][1] - points[0][1]) / (losses[3] - losses[0])
     assert [(y - points[0][1]) / scale for _, y in points] == pytest.approx([v - losses[0] for v in losses], abs=1e-3)
@@ -51,7 +52,8 @@ def test_nothing_to_draw() -> None:
 
 
 def test_a_description_is_escaped_and_the_page_sets_the_size() -> None:
-    svg = '<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" width="9pt" height="9pt" viewBox="0 0 9 9"><g/></svg>'
+    svg = '<?xml version="1.0"?>\n'
+    svg += '<svg xmlns="http://www.w3.org/2000/svg" width="9pt" height="9pt" viewBox="0 0 9 9"><g/></svg>'
     assert plots.inline(svg, 'a "b" <c>') == (
         '<svg role="img" aria-label="a &quot;b&quot; &lt;c&gt;" xmlns="http://www.w3.org/2000/svg" '
         'viewBox="0 0 9 9"><g/></svg>'
