@@ -16,6 +16,7 @@ from model_surgery.errors import SurgeryError
 from model_surgery.layout import LAYOUT_FILE, Layout, damaged_tensors
 from model_surgery.shape import ModelShape
 from model_surgery.verify import (
+    Comparison,
     Verification,
     compare,
     config_differences,
@@ -100,6 +101,7 @@ def test_comparison_counts_clear_top_1_differences_and_refuses_nan() -> None:
     assert result.top1_agreement == 0.5
     assert result.max_difference == pytest.approx(1.0)
     assert not result.ok
+    assert not Comparison(max_difference=0.0, limit=1.0, top1_agreement=0.99).ok
     assert not compare(wanted, wanted + torch.tensor([torch.nan, 0.0, 0.0])).ok
     assert compare(wanted * 1000, wanted * 1000).limit == pytest.approx(1e-4 * (wanted * 1000).square().mean().sqrt())
 
