@@ -38,9 +38,18 @@ _SHARD_BYTES = 4 << 30
 _LOSS_LIMIT = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
-def run(config: ExportConfig, *, layout_dir: Path, source: Path, out_dir: Path, probe: Path | None) -> dict[str, Any]:
+def run(
+    config: ExportConfig,
+    *,
+    layout_dir: Path,
+    source: Path,
+    out_dir: Path,
+    probe: Path | None,
+    tokenizer: Path | None = None,
+) -> dict[str, Any]:
     """Writes the folder and checks it; returns the facts for the manifest.
 
+    `tokenizer`: the folder of the one that the documents were encoded with, if it is not the source's.
     `probe`: tokens, labels and losses of the trained model (see recalibration); the exported model must give the same
     losses. Raises: SurgeryError if it does not, or if a layout file is damaged or missing; then nothing stays behind.
     """
@@ -53,7 +62,7 @@ def run(config: ExportConfig, *, layout_dir: Path, source: Path, out_dir: Path, 
     with nothing_left_on_failure(out_dir):
         write_weights(layout_dir, layout, out_dir, getattr(torch, dtype))
         write_json(out_dir / "config.json", exported_config(source_config, layout, dtype))
-        copied = copy_tokenizer(source, out_dir)
+        copied = copy_tokenizer(tokenizer or source, source, out_dir)
         facts: dict[str, Any] = {"dtype": dtype, "parameters": layout.shape.parameters, "tokenizer_files": copied}
         if probe is not None:
             facts |= compare_losses(out_dir, probe)
@@ -140,16 +149,17 @@ def _sizes(shape: ModelShape) -> dict[str, Any]:
     }
 
 
-def copy_tokenizer(source: Path, out_dir: Path) -> list[str]:
-    """Copies the tokenizer and the generation config of the source; returns the names of what was written.
+def copy_tokenizer(tokenizer: Path, source: Path, out_dir: Path) -> list[str]:
+    """Copies the tokenizer's files, and the source's generation config; returns the names of what was written.
 
     Files are copied byte for byte but tokenizer_config.json, in which the class may have to be another one.
     """
-    names = [name for name in (*TOKENIZER_FILES, "generation_config.json") if (source / name).is_file()]
+    folders = dict.fromkeys(TOKENIZER_FILES, tokenizer) | {"generation_config.json": source}
+    names = [name for name, folder in folders.items() if (folder / name).is_file()]
     for name in names:
         with atomic_path(out_dir / name) as temporary:
-            shutil.copyfile(source / name, temporary)
-    settings = read_json(source / _TOKENIZER_CONFIG) if _TOKENIZER_CONFIG in names else {}
+            shutil.copyfile(folders[name] / name, temporary)
+    settings = read_json(tokenizer / _TOKENIZER_CONFIG) if _TOKENIZER_CONFIG in names else {}
     wanted = tokenizer_settings(settings, names)
     if wanted == settings:
         return names

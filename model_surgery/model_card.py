@@ -14,7 +14,7 @@ def model_card(layout: Layout, facts: dict[str, Any]) -> str:
             "recalibrating at the original context length (DroPE, arXiv:2512.12167)."
         )
     else:
-        what = "The control of a DroPE run: the source model with RoPE kept, trained on the same tokens."
+        what = "The source model with RoPE kept, trained by the same code: a DroPE run's control, or where one starts."
     rows = {
         "source": source_name(layout.source),
         "source fingerprint": f"`{layout.source_fingerprint[:16]}`",
@@ -29,7 +29,7 @@ def model_card(layout: Layout, facts: dict[str, Any]) -> str:
             f"difference per token {facts['mean_difference']:.1e} over {facts['probe_tokens']} tokens"
         )
     name = source_name(layout.source).rstrip("/").rsplit("/", 1)[-1]
-    kind = "positional embeddings dropped" if layout.position_embedding == "none" else "control"
+    kind = "positional embeddings dropped" if layout.position_embedding == "none" else "RoPE kept"
     table = "\n".join(f"| {row} | {value} |" for row, value in rows.items())
     return f"""---
 library_name: transformers

@@ -1,6 +1,5 @@
 """Runs a recipe's stages on this machine: skips what is complete, refuses what does not match, goes on after a kill."""
 
-import errno
 import fcntl
 import logging
 import shutil
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from model_surgery.files import write_json
 from pipeline.checks import check_recipe
+from pipeline.disk import explained_full_disk
 from pipeline.errors import BAD_INPUT, RecipeError
 from pipeline.manifest import MANIFEST_FILE, Manifest, describe_outputs, differences, environment, now
 from pipeline.recipe import Recipe, write_recipe
@@ -21,7 +21,6 @@ from pipeline.stages import Stage, stages_of
 log = logging.getLogger(__name__)
 
 _STARTED_FILE = "started.json"
-_FULL_DISK_BYTES = 1 << 20
 
 
 class Identity(BaseModel):
@@ -186,23 +185,3 @@ def run_folder(recipe: Recipe) -> Iterator[Path]:
             if not existed and not any(path.is_dir() for path in folder.iterdir()):
                 shutil.rmtree(folder)
             raise
-
-
-@contextmanager
-def explained_full_disk(folder: Path) -> Iterator[None]:
-    """Turns any error that a full disk has caused into one clear line.
-
-    Libraries report a full disk in many ways (torch's zip writer as a RuntimeError, a killed worker as an exit code),
-    so beside the error number the free space is looked at.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, BAD_INPUT):
-            raise
-        full = getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(folder).free < _FULL_DISK_BYTES
-        if full:
-            raise RecipeError(
-                f"{folder}: the disk is full; free space there or set runs_dir to another disk"
-            ) from error
-        raise

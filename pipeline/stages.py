@@ -42,6 +42,12 @@ def tokenizer_path(recipe: Recipe) -> Path:
     return Path(recipe.data.tokenizer) if recipe.data.tokenizer else resolve_model(recipe.model)
 
 
+def tokenizer_folder(recipe: Recipe) -> Path:
+    """The folder of that tokenizer, whose files the export carries."""
+    path = tokenizer_path(recipe)
+    return path if path.is_dir() else path.parent
+
+
 def _data_fingerprints(recipe: Recipe) -> dict[str, str]:
     from data_prep.sources import source_files
     from data_prep.tokenizers import load_tokenizer
@@ -104,6 +110,7 @@ def _run_export(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
             recipe.export,
             layout_dir=run / stage / "layout",
             source=resolve_model(recipe.model),
+            tokenizer=tokenizer_folder(recipe),
             out_dir=out_dir / name,
             probe=run / stage / "probe.safetensors",
         )
@@ -133,7 +140,9 @@ def evaluated_models(recipe: Recipe, run: Path) -> Any:
         source=source,
         drope=run / "export" / "drope",
         control=run / "export" / "control" if recipe.recalibration.control else None,
-        tokenizer=source,
+        # The export's tokenizer gives the ids of the training rows also where transformers would build another one
+        # from the source's folder (see model_surgery.export.tokenizer_settings).
+        tokenizer=run / "export" / "drope",
         validation=tuple(run / "data" / part.validation.prefix for part in shards.sources if part.validation.documents),
     )
 

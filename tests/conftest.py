@@ -3,7 +3,8 @@
 import json
 import os
 import random
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,19 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [{"text": " ".join(draw.choices(WORDS, k=draw.randint(10, 60)))} for _ in range(400)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system of 100 kB, or of the size given as an indirect parameter; the tiny model's weights take 87 kB."""
+    if os.geteuid() != 0:
+        pytest.skip("a small file system can only be mounted by root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={getattr(request, 'param', '100k')}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mount is not permitted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -3,14 +3,17 @@
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import deepspeed
 import torch
+
+if TYPE_CHECKING:
+    import deepspeed
 
 _MARKER = "complete"
 
 
-def save(engine: deepspeed.DeepSpeedEngine, folder: Path, step: int, keep: int) -> None:
+def save(engine: "deepspeed.DeepSpeedEngine", folder: Path, step: int, keep: int) -> None:
     """Saves weights, optimizer and step from all ranks; the marker is written after every rank is done."""
     tag = f"step-{step:08d}"
     engine.save_checkpoint(str(folder), tag=tag, client_state={"step": step}, save_latest=False)
@@ -24,7 +27,7 @@ def save(engine: deepspeed.DeepSpeedEngine, folder: Path, step: int, keep: int) 
     torch.distributed.barrier()
 
 
-def resume(engine: deepspeed.DeepSpeedEngine, folder: Path) -> int:
+def resume(engine: "deepspeed.DeepSpeedEngine", folder: Path) -> int:
     """Loads the newest complete checkpoint, removes incomplete ones; returns its step, 0 if there is none."""
     found = complete(folder)
     if torch.distributed.get_rank() == 0:

@@ -1,5 +1,6 @@
 """What training leaves behind: the weights as a layout, and a probe that the export must reproduce."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import deepspeed
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from model_surgery.architectures import Rule, rules
+from model_surgery.architectures import rules
 from model_surgery.files import atomic_path
 from model_surgery.layout import Layout, LayoutWriter
 from model_surgery.megatron.model import token_losses
@@ -34,19 +35,20 @@ def save_outcome(
     save_probe(engine, validation, job.out_dir / PROBE_FILE, device)
     parameters = dict(engine.module.named_parameters())
     is_first = torch.distributed.get_rank() == 0
-    writer = LayoutWriter(job.out_dir / "layout", layout.shape, layout.tensor_parallel) if is_first else None
-    for rule in rules(layout.shape):
-        slices = gather_slices(parameters[rule.target])
+    opened = LayoutWriter(job.out_dir / "layout", layout.shape, layout.tensor_parallel) if is_first else nullcontext()
+    with opened as writer:
+        for rule in rules(layout.shape):
+            slices = gather_slices(parameters[rule.target])
+            if writer:
+                writer.put_slices(rule, slices)
         if writer:
-            writer.put_slices(Rule(rule.target, rule.sources, rule.join), slices)
-    if writer:
-        writer.finish(
-            position_embedding=job.position_embedding,
-            source=layout.source,
-            source_fingerprint=layout.source_fingerprint,
-            trained_steps=steps,
-            trained_tokens=tokens,
-        )
+            writer.finish(
+                position_embedding=job.position_embedding,
+                source=layout.source,
+                source_fingerprint=layout.source_fingerprint,
+                trained_steps=steps,
+                trained_tokens=tokens,
+            )
     torch.distributed.barrier()
 
 

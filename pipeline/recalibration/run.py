@@ -5,8 +5,10 @@ from typing import Any, Literal
 
 from data_prep.artifact import ShardSet
 from model_surgery.layout import LAYOUT_FILE, Layout
-from pipeline.errors import RecipeError
+from pipeline.disk import explained_full_disk
+from pipeline.errors import BAD_INPUT, RecipeError
 from pipeline.processes import torchrun
+from pipeline.recalibration.checkpoints import remove_incomplete
 from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.job import Job
 from pipeline.recalibration.metrics import read_metrics
@@ -33,7 +35,12 @@ def run(
     (out_dir / "layout" / LAYOUT_FILE).unlink(missing_ok=True)
     processes = tensor_parallel * config.data_parallel
     log = out_dir / "engine.log"
-    torchrun("pipeline.recalibration.worker", [str(out_dir / "job.json")], processes=processes, log=log)
+    try:
+        with explained_full_disk(out_dir):
+            torchrun("pipeline.recalibration.worker", [str(out_dir / "job.json")], processes=processes, log=log)
+    except BAD_INPUT:
+        remove_incomplete(out_dir / "checkpoints")
+        raise
     lines = read_metrics(out_dir)
     validations = [line["validation_loss"] for line in lines if "validation_loss" in line]
     return {

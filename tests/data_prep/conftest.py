@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import subprocess
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,14 +13,10 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-
 
 @pytest.fixture(scope="session")
-def data() -> Path:
-    if not DATA.is_dir():
-        pytest.skip(f"the shared real data is not at {DATA}")
-    return DATA
+def data(shared_data: Path) -> Path:
+    return shared_data
 
 
 @pytest.fixture(scope="session")
@@ -79,19 +74,3 @@ def write_fineweb():
 
 def _compress(path: Path, content: bytes) -> bytes:
     return {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)(content)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    """A file system of 100 kB."""
-    if os.geteuid() != 0:
-        pytest.skip("a small file system can only be mounted by root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mount is not permitted here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)

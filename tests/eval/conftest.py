@@ -15,14 +15,10 @@ torch.set_num_threads(1)
 
 from eval.models import Models  # noqa: E402
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    if not SHARED.is_dir():
-        pytest.skip(f"the shared real data is absent: {SHARED}")
-    return SHARED
+def shared(shared_data: Path) -> Path:
+    return shared_data
 
 
 @pytest.fixture(scope="session")

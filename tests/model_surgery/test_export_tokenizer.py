@@ -22,7 +22,7 @@ def stories(shared_data: Path) -> list[str]:
 def export_folder(source: Path, out: Path) -> Path:
     """The tokenizer in a folder whose config.json is that of an export."""
     out.mkdir()
-    copy_tokenizer(source, out)
+    copy_tokenizer(source, source, out)
     ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     (out / "config.json").write_text(json.dumps({"model_type": "smollm3", "vocab_size": 49152, **ids}))
     return out
@@ -57,7 +57,7 @@ def test_the_copied_class_would_have_given_others(shared_data: Path, stories: li
 
 
 def test_all_but_the_class_is_kept(tinystories: Path, tmp_path: Path) -> None:
-    names = copy_tokenizer(tinystories, tmp_path)
+    names = copy_tokenizer(tinystories, tinystories, tmp_path)
     assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
     assert set(names) == {path.name for path in tinystories.iterdir()} - {"config.json", "model.safetensors"}
     for name in set(names) - {"tokenizer_config.json"}:
@@ -104,8 +104,8 @@ def test_settings_that_are_not_json_are_refused(tinystories: Path, tmp_path: Pat
     source = Path(shutil.copytree(tinystories, tmp_path / "source"))
     (source / "tokenizer_config.json").write_text("{")
     with pytest.raises(SurgeryError, match=r"tokenizer_config\.json: not valid JSON"):
-        copy_tokenizer(source, tmp_path / "export")
+        copy_tokenizer(source, source, tmp_path / "export")
 
 
 def test_no_tokenizer_is_no_tokenizer(tmp_path: Path) -> None:
-    assert copy_tokenizer(tmp_path, tmp_path / "export") == []
+    assert copy_tokenizer(tmp_path, tmp_path, tmp_path / "export") == []

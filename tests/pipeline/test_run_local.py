@@ -185,20 +185,7 @@ def test_a_stage_that_was_cut_off_with_other_settings_is_refused(copied: Path, d
     assert "config.batch: 4 -> 8" in result.stderr
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 300 KB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = os.geteuid() == 0 and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", ["100k", "400k"], indirect=True)
 def test_a_full_disk_is_one_clear_line(write_recipe: Callable[..., Path], small_disk: Path, drope: Any) -> None:
     recipe = write_recipe(runs_dir=str(small_disk))
     result = drope("run", recipe)
@@ -206,6 +193,8 @@ def test_a_full_disk_is_one_clear_line(write_recipe: Callable[..., Path], small_
     assert "disk is full" in result.stderr.strip().splitlines()[-1]
     leftovers = [path for path in small_disk.rglob("*") if path.name.endswith((".tmp", ".partial"))]
     assert leftovers == []
+    for checkpoint in small_disk.rglob("step-*"):
+        assert (checkpoint / "complete").is_file()
 
 
 def poll(seconds: float) -> Iterator[None]:
