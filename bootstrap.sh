@@ -9,7 +9,12 @@ stop() { say "$*"; exit 2; }
 is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 find_python() {
-    for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
+    if [ -n "${PYTHON:-}" ]; then
+        is_new_enough "$PYTHON" || stop "PYTHON=$PYTHON is not Python 3.11 or newer"
+        echo "$PYTHON"
+        return
+    fi
+    for candidate in python3 python3.13 python3.12 python3.11; do
         if is_new_enough "$candidate"; then echo "$candidate"; return; fi
     done
     stop "needs Python 3.11 or newer, found $(python3 --version 2>&1 || echo none); name one with PYTHON=/path/to/python3"
@@ -32,7 +37,7 @@ has_headers() { "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.is
 has_headers || debian_package python3-dev "Python's headers, for DeepSpeed's CPU operator"
 "$python" -c 'import ensurepip, venv' 2>/dev/null || debian_package python3-venv "virtual environments"
 
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
 say "installing pinned packages into .venv (about a minute; several minutes where torch brings CUDA)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 say "building DeepSpeed's CPU operator (about a minute the first time)"

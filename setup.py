@@ -1,4 +1,4 @@
-"""Package metadata; exact versions are pinned in requirements.lock."""
+"""Package metadata; exact versions are pinned in constraints.txt."""
 
 from pathlib import Path
 

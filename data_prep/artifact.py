@@ -86,7 +86,7 @@ class ShardSet(_Model):
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
             raise DataError(f"{path}: {place}: {first['msg']}; prepare the data again") from error
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: not JSON ({error}); prepare the data again") from error
 
     def _check_files(self, folder: Path, part: ShardPart) -> None:

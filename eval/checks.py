@@ -111,16 +111,22 @@ def _read_models(config: EvaluationConfig, models: Models) -> tuple[dict[str, Pa
     return folders, configs
 
 
-def _read_validation(config: EvaluationConfig, models: Models, context: int, vocabulary: int) -> np.ndarray:
-    """The held-out tokens that loss and haystack take."""
+def check_held_out(config: EvaluationConfig, context: int, available: int) -> None:
+    """Raises: EvaluationError if `available` held-out tokens hold no row of the longest length."""
     longest = config.lengths[-1] * context
-    datasets = open_prefixes(models.validation)
-    available = count_tokens(datasets)
     if available < longest + 1:
         raise EvaluationError(
             f"validation: {available} tokens, but one row at {config.lengths[-1]}x the context of {context} takes "
             f"{longest + 1}; prepare more validation text, or take {config.lengths[-1]} out of lengths"
         )
+
+
+def _read_validation(config: EvaluationConfig, models: Models, context: int, vocabulary: int) -> np.ndarray:
+    """The held-out tokens that loss and haystack take."""
+    longest = config.lengths[-1] * context
+    datasets = open_prefixes(models.validation)
+    available = count_tokens(datasets)
+    check_held_out(config, context, available)
     text = config.recall is not None and config.recall.haystack == "text"
     tokens = read_tokens(datasets, max(config.loss.tokens, (_HAYSTACK_ROWS if text else 1) * longest) + 1)
     if len(tokens) <= config.loss.tokens:

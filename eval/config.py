@@ -102,7 +102,7 @@ class EvaluationConfig(_Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the models run; auto: an accelerator.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number format of weights and activations.")
-    seed: int = Field(0, ge=0, description="Seed of the recall samples and of the harness's example order.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the recall samples and of the harness's example order.")
 
     @field_validator("lengths")
     @classmethod

@@ -37,7 +37,7 @@ def read_items(task: HarnessTask) -> list[dict[str, Any]]:
     if not task.path.is_file():
         raise EvaluationError(f"harness.{task.name}: {task.path} does not exist; give a local .jsonl file")
     items: list[dict[str, Any]] = []
-    with task.path.open(encoding="utf-8") as lines:
+    with task.path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if task.limit is not None and len(items) >= task.limit:
                 break
@@ -53,11 +53,11 @@ def read_items(task: HarnessTask) -> list[dict[str, Any]]:
     return items
 
 
-def _item(line: str, where: str, expected: set[str] | None) -> dict[str, Any]:
+def _item(line: bytes, where: str, expected: set[str] | None) -> dict[str, Any]:
     """One item from a JSON line, reduced to the fields of its form."""
     try:
         item = json.loads(line)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not UTF-8
         raise EvaluationError(f"{where}: not JSON: {error}") from None
     for form in (_QUERY_FIELDS, _CONTEXT_FIELDS):
         if isinstance(item, dict) and all(isinstance(item.get(name), kind) for name, kind in form.items()):

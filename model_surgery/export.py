@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -36,6 +37,7 @@ TOKENIZER_FILES = (
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _SHARD_BYTES = 4 << 30
 _LOSS_LIMIT = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+"""Largest accepted mean difference of a token's loss between training and export, by the coarser of their dtypes."""
 
 
 def run(
@@ -198,14 +200,15 @@ def compare_losses(folder: Path, probe: Path) -> dict[str, Any]:
         logits = model(tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits.float()
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted["labels"].flatten(), reduction="none")
     difference = (losses - wanted["losses"].flatten()).abs()
-    dtype = str(model.dtype).removeprefix("torch.")
+    exported = str(model.dtype).removeprefix("torch.")
+    trained = probe_dtype(probe)
     facts = {
         "probe_tokens": tokens.numel(),
         "loss_trained": wanted["losses"].mean().item(),
         "loss_exported": losses.mean().item(),
         "mean_difference": difference.mean().item(),
         "max_difference": difference.max().item(),
-        "limit": _LOSS_LIMIT[dtype],
+        "limit": max(_LOSS_LIMIT[exported], _LOSS_LIMIT[trained]),
     }
     if not facts["mean_difference"] <= facts["limit"]:  # so that NaN is refused too
         raise SurgeryError(
@@ -213,6 +216,12 @@ def compare_losses(folder: Path, probe: Path) -> dict[str, Any]:
             f"token (limit {facts['limit']:.0e}); the layout it was made from is damaged or from other code"
         )
     return facts
+
+
+def probe_dtype(probe: Path) -> str:
+    """The dtype in which the trained model computed the probe's losses."""
+    with safe_open(probe, framework="pt") as handle:
+        return (handle.metadata() or {}).get("dtype", "float32")
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:

@@ -69,7 +69,9 @@ def shape_from_config(raw: dict[str, Any], where: str) -> ModelShape:
     for key, wanted in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
         if raw.get(key, wanted) != wanted:
             raise SurgeryError(f"{where}: {key} = {raw[key]!r} is not supported; only {wanted!r} is")
-    rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise SurgeryError(f"{where}: rope parameters {rope!r} are not a mapping")
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type != "default":
         raise SurgeryError(f"{where}: RoPE of type {rope_type!r} is not supported; only plain RoPE ('default') is")

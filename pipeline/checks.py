@@ -1,19 +1,20 @@
 """Every refusal that is possible before any work: what `drope plan` shows and `drope run` starts with."""
 
 from data_prep.prepare import held_out_fraction
+from eval.config import EvaluationConfig
+from model_surgery.shape import ModelShape, read_shape
 from pipeline.errors import RecipeError
-from pipeline.model_source import plan_shape, resolve_model
+from pipeline.model_source import resolve_model
 from pipeline.recalibration.run import check_schedule
 from pipeline.recipe import Recipe
 from pipeline.stages import Stage, evaluated_models, tokenizer_path
 
 
-def check_shapes(recipe: Recipe) -> None:
+def check_shapes(recipe: Recipe, shape: ModelShape) -> None:
     """What follows from the recipe and the model's shape alone; reads no weights and no documents.
 
     Raises: RecipeError or SurgeryError.
     """
-    shape, _ = plan_shape(recipe.model)
     shape.check_tensor_parallel(recipe.surgery.tensor_parallel, recipe.model.path)
     check_schedule(recipe.recalibration, recipe.data.row_length)
     if recipe.data.row_length > shape.context:
@@ -33,20 +34,68 @@ def check_shapes(recipe: Recipe) -> None:
 def check_recipe(recipe: Recipe, stages: list[Stage]) -> None:
     """All that `check_shapes` checks, then for the stages about to run their checkpoint, documents and tasks.
 
+    A checkpoint that only the Hub has is downloaded for it.
+
     Raises: RecipeError, SurgeryError, DataError or EvaluationError.
     """
-    check_shapes(recipe)
+    folder = resolve_model(recipe.model)
+    shape = read_shape(folder)
+    check_shapes(recipe, shape)
     names = {stage.name for stage in stages}
     if "surgery" in names:
         from model_surgery import convert
 
-        convert.check(recipe.surgery, resolve_model(recipe.model))
+        convert.check(recipe.surgery, folder)
     if "data" in names:
         from data_prep import prepare
 
-        shape, _ = plan_shape(recipe.model)
         prepare.check(recipe.data, tokenizer=tokenizer_path(recipe), model_vocab_size=shape.vocab)
+        check_tokenizer(recipe)
+    if "evaluation" in names:
+        check_evaluation_files(recipe.evaluation)
     if names == {"evaluation"}:
         from eval import run as evaluation
 
         evaluation.check(recipe.evaluation, evaluated_models(recipe, recipe.folder))
+
+
+def check_tokenizer(recipe: Recipe) -> None:
+    """The export carries the files of the tokenizer's folder; they must be those that the documents are encoded with.
+
+    Raises: RecipeError if the recipe names a file that is not what its folder is loaded as.
+    """
+    from data_prep.tokenizers import load_tokenizer
+
+    path = tokenizer_path(recipe)
+    if path.is_dir():
+        return
+    known = path.name in ("tokenizer.json", "tokenizer.model")
+    if not known or load_tokenizer(path.parent).digest != load_tokenizer(path).digest:
+        raise RecipeError(
+            f"data.tokenizer = {path}: the exported model could not carry this file as its tokenizer; put it into a "
+            "folder without another tokenizer, as tokenizer.json or tokenizer.model"
+        )
+
+
+def check_evaluation_files(config: EvaluationConfig) -> None:
+    """The files of the evaluation, which would otherwise be opened only when the training is over.
+
+    Raises: EvaluationError.
+    """
+    from eval.harness import read_items
+    from eval.recall_samples import load_words
+
+    for task in config.harness:
+        read_items(task)
+    if config.recall is not None:
+        load_words(config.recall)
+
+
+def check_gpus(recipe: Recipe, gpus: int) -> None:
+    """Raises: RecipeError if this machine has GPUs, but fewer than the training has processes."""
+    wanted = recipe.surgery.tensor_parallel * recipe.recalibration.data_parallel
+    if 0 < gpus < wanted:
+        raise RecipeError(
+            f"surgery.tensor_parallel x recalibration.data_parallel = {wanted} processes: this machine has {gpus} "
+            "GPUs; lower data_parallel"
+        )

@@ -31,10 +31,9 @@ class CleanErrors(click.Group):
         try:
             return super().invoke(ctx)
         except (ValueError, OSError, RuntimeError) as error:
-            from pipeline.errors import BAD_INPUT, StageFailed
+            from pipeline.errors import exit_code
 
-            code = 2 if isinstance(error, BAD_INPUT) else 1 if isinstance(error, StageFailed) else None
-            if code is None:
+            if (code := exit_code(error)) is None:
                 raise
             click.echo(f"drope: {error}", err=True)
             sys.exit(code)

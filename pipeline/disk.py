@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import BAD_INPUT, RecipeError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_DISK_BYTES = 1 << 20
 
 
@@ -23,7 +24,7 @@ def explained_full_disk(folder: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, BAD_INPUT):
             raise
-        full = getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(folder).free < _FULL_DISK_BYTES
+        full = getattr(error, "errno", None) in _FULL or shutil.disk_usage(folder).free < _FULL_DISK_BYTES
         if full:
             raise RecipeError(
                 f"{folder}: the disk is full; free space there or set runs_dir to another disk"

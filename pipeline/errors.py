@@ -1,5 +1,7 @@
 """What bad input looks like to the command line."""
 
+import errno
+
 from data_prep.errors import DataError
 from eval.errors import EvaluationError
 from model_surgery.errors import SurgeryError
@@ -14,3 +16,14 @@ class StageFailed(RuntimeError):
 
 
 BAD_INPUT = (RecipeError, DataError, SurgeryError, EvaluationError)
+_UNUSABLE_PATH = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+)
+
+
+def exit_code(error: Exception) -> int | None:
+    """2 for bad input, also a path that cannot be used; 1 for a failed stage; None for what deserves its traceback."""
+    if isinstance(error, BAD_INPUT) or (isinstance(error, OSError) and error.errno in _UNUSABLE_PATH):
+        return 2
+    return 1 if isinstance(error, StageFailed) else None

@@ -1,19 +1,21 @@
 """What is at a path: shards, a layout, a Hugging Face checkpoint, a stage or a run; as facts for human eyes."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
-from model_surgery.files import file_digest
+from model_surgery.files import file_digest, read_json
 from pipeline.errors import RecipeError
 from pipeline.manifest import MANIFEST_FILE, Manifest
 
 Facts = dict[str, Any]
+_INDEX_HEADER = b"MMIDIDX\x00\x00"
 
 
 def inspect_path(path: Path, *, verify: bool = False) -> Facts:
     """Facts about the first thing that `path` is recognised as; with `verify` its bytes are compared with its digests.
 
-    Raises: RecipeError if it is nothing known, or does not verify.
+    Raises: RecipeError if it is nothing known, does not verify, or has no digests to verify.
     """
     if not path.exists():
         raise RecipeError(f"{path}: no such file or folder")
@@ -95,12 +97,31 @@ def _shards_facts(path: Path, verify: bool) -> Facts:
     for source in shards.sources:
         for name, part in (("train", source.train), ("validation", source.validation)):
             facts[f"{source.name} {name}"] = f"{part.documents:,} documents, {part.tokens:,} tokens"
-    return facts
+            if verify and part.documents and _pair_digest(path / part.prefix) != part.digest:
+                raise RecipeError(f"{path / part.prefix}: its bytes are not those recorded; prepare the data again")
+    return facts | ({"digests": "all shards as recorded"} if verify else {})
+
+
+def _pair_digest(prefix: Path) -> str:
+    """sha256 of the .bin and then the .idx file, as shards.json has it."""
+    digest = hashlib.sha256()
+    for suffix in (".bin", ".idx"):
+        with Path(f"{prefix}{suffix}").open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _shard_facts(path: Path, verify: bool) -> Facts:
     from data_prep.megatron import IndexedDataset
 
+    _refuse_verify(path, verify)
+    for suffix in (".bin", ".idx"):
+        if not path.with_suffix(suffix).is_file():
+            raise RecipeError(f"{path.with_suffix(suffix)}: no such file; a shard is a .bin and an .idx file")
+    with path.with_suffix(".idx").open("rb") as handle:
+        if handle.read(len(_INDEX_HEADER)) != _INDEX_HEADER:
+            raise RecipeError(f"{path.with_suffix('.idx')}: not the index of a Megatron shard")
     dataset = IndexedDataset(str(path.with_suffix("")))
     tokens = int(dataset.sequence_lengths.sum())
     return {
@@ -113,22 +134,28 @@ def _shard_facts(path: Path, verify: bool) -> Facts:
 
 
 def _checkpoint_facts(path: Path, verify: bool) -> Facts:
-    import json
-
     from model_surgery.checkpoint import Checkpoint, weight_files
 
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    _refuse_verify(path, verify)
+    config = read_json(path / "config.json")
     facts: Facts = {
         "kind": "Hugging Face checkpoint",
         "architecture": ", ".join(config.get("architectures") or ["unknown"]),
         "weights": f"{sum(file.stat().st_size for file in weight_files(path)):,} bytes",
     }
-    if "drope" in config:
-        return facts | {"positional embedding": "none", **{f"drope {k}": v for k, v in config["drope"].items()}}
+    facts |= {f"drope {key}": value for key, value in config.get("drope", {}).items()}
+    if config.get("model_type") == "smollm3" and not any(config.get("no_rope_layers") or [1]):
+        return facts | {"positional embedding": "none"}
     with Checkpoint(path) as checkpoint:
+        facts["positional embedding"] = "RoPE"
         facts["parameters"] = f"{checkpoint.shape.parameters:,}"
         facts["shape"] = ", ".join(f"{key} {value}" for key, value in checkpoint.shape.model_dump().items())
     return facts
+
+
+def _refuse_verify(path: Path, verify: bool) -> None:
+    if verify:
+        raise RecipeError(f"--verify: nothing records the digests of {path}; verify the folder that it came in")
 
 
 _KINDS = (

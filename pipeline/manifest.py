@@ -8,13 +8,15 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model_surgery.files import file_digest, write_json
+from pipeline.errors import RecipeError
 
 MANIFEST_FILE = "manifest.json"
+Record = TypeVar("Record", bound=BaseModel)
 _PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "datasets", "tokenizers", "lm-eval", "numpy")
 
 
@@ -55,13 +57,31 @@ class Manifest(_Frozen):
 
     @staticmethod
     def load(folder: Path) -> "Manifest | None":
-        """The manifest in a stage's folder, or None if the stage is not complete."""
+        """The manifest in a stage's folder, or None if the stage is not complete.
+
+        Raises: RecipeError if there is a file that is none.
+        """
         path = folder / MANIFEST_FILE
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_record(path, Manifest) if path.is_file() else None
 
     def save(self, folder: Path) -> None:
         """Marks the stage complete."""
         write_json(folder / MANIFEST_FILE, self.model_dump(mode="json"))
+
+
+def read_record(path: Path, kind: type[Record]) -> Record:
+    """What a stage wrote of itself as JSON.
+
+    Raises: RecipeError if the file is damaged or of another kind.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "the whole"
+        raise RecipeError(
+            f"{path}: not a stage's {path.name}: {where}: {problem['msg']}; remove {path.parent} to run the stage again"
+        ) from error
 
 
 def describe_outputs(folder: Path, paths: list[Path]) -> tuple[Output, ...]:
@@ -90,7 +110,7 @@ def _short(value: Any) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Versions of what computes, the project's git revision where there is one, host and time zone-free facts."""
+    """Versions of what computes, the project's git revision where there is one, and the host."""
     packages = {name: version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), **packages, "git": git_revision(), "host": socket.gethostname()}
 

@@ -34,17 +34,21 @@ def training_memory(
     data_parallel: int,
     zero_stage: int,
     bytes_per_value: int,
+    bytes_per_gradient: int = 4,
     micro_batch: int,
     length: int,
 ) -> TrainingMemory:
-    """What one rank holds at the peak of a step; `bytes_per_value` is 2 for bf16 and 4 for fp32."""
+    """What one rank holds at the peak of a step.
+
+    `bytes_per_value` is 2 for bf16 and 4 for fp32; gradients are summed in fp32 in either.
+    """
     parameters = shape.parameters // tensor_parallel
-    # AdamW: two moments in fp32, and fp32 master weights where the weights themselves are bf16.
-    optimizer = parameters * (12 if bytes_per_value == 2 else 8)
+    # AdamW's two moments and the master weights in fp32; DeepSpeed keeps masters beside fp32 weights too.
+    optimizer = parameters * 12
     tokens = micro_batch * length
     return TrainingMemory(
         weights=_shared(parameters * bytes_per_value, data_parallel, zero_stage >= 3),
-        gradients=_shared(parameters * bytes_per_value, data_parallel, zero_stage >= 2),
+        gradients=_shared(parameters * bytes_per_gradient, data_parallel, zero_stage >= 2),
         optimizer=_shared(optimizer, data_parallel, zero_stage >= 1),
         activations=shape.layers * tokens * activation_values(shape, tensor_parallel) * bytes_per_value,
         # The vocabulary slice in the working precision, and in fp32 for the softmax and its gradient.

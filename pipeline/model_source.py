@@ -1,6 +1,5 @@
 """Where the source checkpoint is: a folder, or a Hub id that is downloaded or found in the Hub's local cache."""
 
-import re
 from pathlib import Path
 
 from model_surgery.known_models import KNOWN_MODELS
@@ -8,7 +7,6 @@ from model_surgery.shape import ModelShape, read_shape
 from pipeline.errors import RecipeError
 from pipeline.recipe import ModelConfig
 
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _WANTED = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
 
 
@@ -20,7 +18,7 @@ def resolve_model(model: ModelConfig) -> Path:
     folder = Path(model.path)
     if folder.is_dir():
         return folder
-    if not _HUB_ID.match(model.path):
+    if not is_hub_id(model.path):
         raise RecipeError(f"model.path = {model.path}: no such folder, nor a Hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
@@ -41,9 +39,9 @@ def plan_shape(model: ModelConfig) -> tuple[ModelShape, str]:
     folder = Path(model.path)
     if folder.is_dir():
         return read_shape(folder), str(folder / "config.json")
-    from huggingface_hub import try_to_load_from_cache
+    if is_hub_id(model.path):
+        from huggingface_hub import try_to_load_from_cache
 
-    if _HUB_ID.match(model.path):
         cached = try_to_load_from_cache(model.path, "config.json", revision=model.revision)
         if isinstance(cached, str):
             return read_shape(Path(cached).parent), cached
@@ -55,6 +53,13 @@ def plan_shape(model: ModelConfig) -> tuple[ModelShape, str]:
     )
 
 
-def known_or_folder(model: ModelConfig) -> bool:
-    """Whether the checkpoint itself, and not only its shape, is on this machine now."""
-    return Path(model.path).is_dir()
+def is_hub_id(path: str) -> bool:
+    """Whether `path` can name a repository of the Hub with its owner; a relative path such as ../model cannot."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return path.count("/") == 1

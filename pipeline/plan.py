@@ -1,13 +1,14 @@
 """What a recipe would do: stages, steps, memory, time, disk; and every refusal that can be known now."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from model_surgery.shape import ModelShape
 from pipeline.checks import check_recipe, check_shapes
 from pipeline.manifest import Manifest
 from pipeline.memory import GIB, TrainingMemory, training_flops, training_memory
-from pipeline.model_source import known_or_folder, plan_shape
+from pipeline.model_source import plan_shape
 from pipeline.recipe import Recipe
 from pipeline.run_local import is_complete
 from pipeline.stages import stages_of
@@ -77,10 +78,10 @@ def make_plan(recipe: Recipe) -> Plan:
 
     Raises: RecipeError, SurgeryError, DataError or EvaluationError for what cannot work.
     """
-    check_shapes(recipe)
     shape, shape_from = plan_shape(recipe.model)
+    check_shapes(recipe, shape)
     training, length = recipe.recalibration, recipe.data.row_length
-    here = known_or_folder(recipe.model)
+    here = Path(recipe.model.path).is_dir()
     if here:
         check_recipe(recipe, [stage for stage in stages_of(recipe) if not is_complete(stage, recipe)])
     steps = training.steps(length)

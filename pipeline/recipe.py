@@ -75,7 +75,11 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raw = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: of the encoding, or a date such as 2024-99-99
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of sections, this is {type(raw).__name__}")
@@ -97,7 +101,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         raise RecipeError(f"override {override!r}: write section.field=value, such as recalibration.lr=3e-4")
     try:
         value = parse_yaml(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"override {override!r}: the value is not valid YAML") from error
     *path, last = dotted.split(".")
     target: Any = raw
@@ -113,7 +117,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def _list_item(items: list[Any], key: str, override: str) -> Any:
-    if not key.isdigit() or int(key) >= len(items):
+    if not key.isdecimal() or int(key) >= len(items):
         raise RecipeError(f"override {override!r}: {key!r} is not one of the list's items 0 to {len(items) - 1}")
     return items[int(key)]
 

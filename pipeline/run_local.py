@@ -11,16 +11,26 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from model_surgery.files import write_json
-from pipeline.checks import check_recipe
+from pipeline.checks import check_gpus, check_recipe
 from pipeline.disk import explained_full_disk
 from pipeline.errors import BAD_INPUT, RecipeError
-from pipeline.manifest import MANIFEST_FILE, Manifest, describe_outputs, differences, environment, now
+from pipeline.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    describe_outputs,
+    differences,
+    environment,
+    now,
+    read_record,
+)
 from pipeline.recipe import Recipe, write_recipe
 from pipeline.stages import Stage, stages_of
 
 log = logging.getLogger(__name__)
 
 _STARTED_FILE = "started.json"
+_RECIPE_FILE = "recipe.yaml"
+_LOCK_FILE = ".lock"
 
 
 class Identity(BaseModel):
@@ -43,15 +53,24 @@ def run(recipe: Recipe, only: tuple[str, ...] = ()) -> None:
     pending = [stage for stage in stages if not is_complete(stage, recipe)]
     if pending:
         check_recipe(recipe, pending)
+        check_training_gpus(recipe, pending)
         with run_folder(recipe) as folder:
-            write_recipe(recipe, folder / "recipe.yaml")
-            for stage in pending:
-                # Looked at again: an input made a moment ago may show that what is there was made from another.
+            write_recipe(recipe, folder / _RECIPE_FILE)
+            for stage in stages:
+                # All are looked at again: an input made a moment ago may show that what is there was made from another.
                 if not is_complete(stage, recipe):
                     run_stage(stage, recipe, folder)
     for stage in stages:
         if stage not in pending:
             log.info("%-13s complete, skipped", stage.name)
+
+
+def check_training_gpus(recipe: Recipe, pending: list[Stage]) -> None:
+    """Raises: RecipeError if a training stage is about to run with more processes than this machine has GPUs."""
+    import torch
+
+    if {stage.name for stage in pending} & {"recalibration", "control"}:
+        check_gpus(recipe, torch.cuda.device_count())
 
 
 def run_stage(stage: Stage, recipe: Recipe, run_dir: Path) -> None:
@@ -78,7 +97,6 @@ def run_stage(stage: Stage, recipe: Recipe, run_dir: Path) -> None:
 
 def save_manifest(stage: Stage, identity: Identity, folder: Path, started: Any, facts: dict[str, Any]) -> None:
     """The last act of a stage: the digests of its outputs, and with them its completeness."""
-    (folder / _STARTED_FILE).unlink()
     manifest = Manifest(
         stage=stage.name,
         started=started,
@@ -90,6 +108,8 @@ def save_manifest(stage: Stage, identity: Identity, folder: Path, started: Any, 
         environment=environment(),
     )
     manifest.save(folder)
+    # Only now: until the manifest is there, this file alone says with which settings the folder was begun.
+    (folder / _STARTED_FILE).unlink()
 
 
 def is_complete(stage: Stage, recipe: Recipe) -> bool:
@@ -102,7 +122,7 @@ def is_complete(stage: Stage, recipe: Recipe) -> bool:
     begun = folder / _STARTED_FILE
     if manifest is None:
         if begun.is_file():
-            refuse_other(stage, recipe, Identity.model_validate_json(begun.read_text(encoding="utf-8")))
+            refuse_other(stage, recipe, read_record(begun, Identity))
         return False
     refuse_other(stage, recipe, Identity(config=manifest.config, inputs=manifest.inputs))
     for output in manifest.outputs:
@@ -147,6 +167,8 @@ def prepare_folder(stage: Stage, identity: Identity, folder: Path) -> None:
     """An empty folder, or for a stage that resumes the one that was left, marked with what it is made from."""
     if folder.is_dir() and not stage.resumes:
         shutil.rmtree(folder)
+    for leftover in folder.rglob(".*.tmp"):  # of a write that was cut off; it would count as an output
+        leftover.unlink()
     if (folder / _STARTED_FILE).is_file():
         log.info("%-13s goes on from where it was cut off", stage.name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +182,8 @@ def has_progress(stage: Stage, folder: Path) -> bool:
 
 def output_files(stage: Stage, folder: Path) -> list[Path]:
     """The files that the stage made, without its scratch."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
+    marks = (folder / MANIFEST_FILE, folder / _STARTED_FILE)
+    files = (path for path in folder.rglob("*") if path.is_file() and path not in marks)
     return [path for path in files if path.relative_to(folder).parts[0] not in stage.scratch]
 
 
@@ -168,12 +191,18 @@ def output_files(stage: Stage, folder: Path) -> list[Path]:
 def run_folder(recipe: Recipe) -> Iterator[Path]:
     """The run's folder, made if need be and locked against a second run; removed again if nothing came to be in it.
 
-    Raises: RecipeError if another process runs this recipe now.
+    Raises: RecipeError if it cannot be made, is something else's folder, or another process runs this recipe now.
     """
     folder = recipe.folder
     existed = folder.is_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    # Stages empty the folders that they run in, which must not be anything that was there before.
+    if existed and any(folder.iterdir()) and not any((folder / mark).exists() for mark in (_LOCK_FILE, _RECIPE_FILE)):
+        raise RecipeError(f"{folder}: is there already and is not the folder of a run; choose another name or runs_dir")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"runs_dir = {recipe.runs_dir!r}: cannot make {folder.name} there: {error}") from error
+    with (folder / _LOCK_FILE).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -31,6 +31,11 @@ def _dump(section: Any) -> dict[str, Any]:
     return section.model_dump(mode="json")
 
 
+def _training_config(recipe: Recipe) -> dict[str, Any]:
+    """The settings that the trained weights depend on: a control may be added to a run later, and disk be freed."""
+    return recipe.recalibration.model_dump(mode="json", exclude={"control", "keep_checkpoints"})
+
+
 def _model_fingerprint(recipe: Recipe) -> dict[str, str]:
     from model_surgery.checkpoint import fingerprint
 
@@ -62,6 +67,7 @@ def _data_fingerprints(recipe: Recipe) -> dict[str, str]:
 
 def _run_data(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
     from data_prep import prepare
+    from eval.checks import check_held_out
     from model_surgery.shape import read_shape
 
     shape = read_shape(resolve_model(recipe.model))
@@ -73,6 +79,7 @@ def _run_data(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
         }
         for part in ("train", "validation")
     }
+    check_held_out(recipe.evaluation, shape.context, parts["validation"]["tokens"])  # now, not when training is over
     return {**parts, "empty_documents": sum(source.empty_documents for source in shards.sources)}
 
 
@@ -147,6 +154,17 @@ def evaluated_models(recipe: Recipe, run: Path) -> Any:
     )
 
 
+def _evaluation_fingerprints(recipe: Recipe) -> dict[str, str]:
+    from model_surgery.files import fingerprint_files
+
+    files = {f"task {task.name}": task.path for task in recipe.evaluation.harness}
+    if recall := recipe.evaluation.recall:
+        words = {"recall keys": recall.keys, "recall values": recall.values}
+        files |= {name: path for name, path in words.items() if isinstance(path, Path)}
+    found = {name: fingerprint_files([path]) if path.is_file() else "no such file" for name, path in files.items()}
+    return _model_fingerprint(recipe) | found
+
+
 def _run_report(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
     from pipeline.report.page import write_report
 
@@ -177,7 +195,7 @@ STAGES = (
         "recalibration",
         "train without positional embeddings at the original context length",
         needs=("data", "surgery"),
-        config=lambda recipe: _dump(recipe.recalibration),
+        config=_training_config,
         run=_run_recalibration,
         resumes=True,
         scratch=_TRAINING_SCRATCH,
@@ -186,7 +204,7 @@ STAGES = (
         "control",
         "train the same model with RoPE kept on the same rows, for comparison",
         needs=("data", "surgery"),
-        config=lambda recipe: _dump(recipe.recalibration),
+        config=_training_config,
         run=_run_control,
         wanted=lambda recipe: recipe.recalibration.control,
         resumes=True,
@@ -205,7 +223,7 @@ STAGES = (
         needs=("data", "export"),
         config=lambda recipe: _dump(recipe.evaluation),
         run=_run_evaluation,
-        sources=_model_fingerprint,
+        sources=_evaluation_fingerprints,
         resumes=True,
         scratch=("units",),
     ),

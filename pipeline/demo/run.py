@@ -22,18 +22,19 @@ def prepare_demo(overrides: tuple[str, ...], *, pretrain: bool) -> tuple[Path, t
     recipe = ROOT / "recipes" / ("demo-pretrain.yaml" if pretrain else "demo.yaml")
     if not recipe.is_file():
         raise RecipeError(f"{recipe}: no such file; run the demo from a checkout of the project")
+    words = INPUTS / "words.json"
     paths = [f"data.sources.0.path={INPUTS / recipe.stem}.parquet"]
     if pretrain:
         paths.append(f"model.path={INPUTS / 'random-model'}")
-        if not (INPUTS / "random-model" / "config.json").is_file():
-            write_random_model(INPUTS / "random-model")
     else:
-        paths += [f"model.path={MODEL}", f"evaluation.recall.keys={INPUTS / 'words.json'}"]
-        paths.append(f"evaluation.recall.values={INPUTS / 'words.json'}")
-        write_json(INPUTS / "words.json", {"keys": NAMES, "values": FOODS})
+        paths += [f"model.path={MODEL}", f"evaluation.recall.keys={words}", f"evaluation.recall.values={words}"]
     given = (*paths, *overrides)
-    # The recipe itself is read only to know how many tokens it wants.
     wanted = load_recipe(recipe, given)
-    document_tokens = wanted.recalibration.tokens * 21 // 20
-    write_parquet(INPUTS / f"{recipe.stem}.parquet", seed=wanted.data.seed, tokens=document_tokens)
+    if pretrain:
+        write_random_model(INPUTS / "random-model")
+    else:
+        write_json(words, {"keys": NAMES, "values": FOODS})
+    # A little more than the training takes, since some documents are held out: no token is trained on twice.
+    tokens = wanted.recalibration.tokens * 21 // 20
+    write_parquet(INPUTS / f"{recipe.stem}.parquet", seed=wanted.data.seed, tokens=tokens)
     return recipe, given

@@ -16,7 +16,7 @@ def vocabulary() -> dict[str, int]:
     return {word: number for number, word in enumerate((UNKNOWN, END, *NAMES, *FOODS))}
 
 
-def write_random_model(folder: Path, seed: int = 0) -> None:
+def write_random_model(folder: Path, *, seed: int = 1, rope_theta: float = ROPE_THETA) -> None:
     """Writes a 4-layer Llama with random weights and its tokenizer.
 
     The initialisation decides whether recall is learnt at all at this size: token embeddings of standard deviation 0.5
@@ -35,7 +35,7 @@ def write_random_model(folder: Path, seed: int = 0) -> None:
         num_key_value_heads=4,
         max_position_embeddings=CONTEXT,
         rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=vocabulary()[END],

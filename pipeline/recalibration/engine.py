@@ -50,6 +50,8 @@ def engine_config(config: RecalibrationConfig) -> dict[str, Any]:
         "gradient_clipping": config.gradient_clip,
         "zero_optimization": {"stage": config.zero_stage},
         "bf16": {"enabled": config.precision == "bf16"},
+        # Micro batches are summed in fp32: in bf16 a sum of many loses its small terms.
+        "data_types": {"grad_accum_dtype": "fp32"},
         "optimizer": {
             "type": "AdamW",
             "params": {

@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -9,19 +11,23 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 METRICS_FILE = "metrics.jsonl"
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 class Metrics:
     """Writes the run's numbers; only rank 0 makes one. A context manager.
 
-    On resume, lines after the resumed step are taken off, so that every step stands in the file exactly once.
+    On resume, lines after the resumed step are taken off, so that every step stands in the file exactly once. Without a
+    checkpoint (`done` = 0) all are: the validation of step 0 is done again too.
     """
 
     def __init__(self, folder: Path, *, done: int, steps: int, description: str) -> None:
         self.path = folder / METRICS_FILE
-        keep_steps(self.path, done)
+        first = done + 1 if done else 0
+        keep_steps(self.path, first - 1)
         self._file = self.path.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+        self._description, self._steps, self._said = description, steps, time.monotonic()
         self._bar = tqdm(total=steps, initial=done, desc=description, unit="step", disable=None)
 
     def __enter__(self) -> "Metrics":
@@ -42,8 +48,17 @@ class Metrics:
         for name, value in numbers.items():
             self._tensorboard.add_scalar(name, value, step)
         if "loss" in numbers:
-            self._bar.set_postfix(loss=f"{numbers['loss']:.3f}", lr=f"{numbers['lr']:.1e}", refresh=False)
-            self._bar.update(step - self._bar.n)
+            self._show(step, numbers)
+
+    def _show(self, step: int, numbers: dict[str, float]) -> None:
+        """Moves the bar; where nobody watches a terminal (a job's log), says a line every half minute instead."""
+        self._bar.set_postfix(loss=f"{numbers['loss']:.3f}", lr=f"{numbers['lr']:.1e}", refresh=False)
+        self._bar.update(step - self._bar.n)
+        if self._bar.disable and time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            rate = f"{numbers['tokens_per_second']:,.0f} tokens/s"
+            line = f"{self._description} step {step} of {self._steps}: loss {numbers['loss']:.3f}, {rate}"
+            print(line, file=sys.stderr, flush=True)
 
     def sync(self) -> None:
         """Lets the lines so far survive a power loss: called with every checkpoint."""

@@ -74,4 +74,6 @@ def save_probe(engine: deepspeed.DeepSpeedEngine, validation: Dataset, path: Pat
     engine.train()
     if torch.distributed.get_rank() == 0:
         with atomic_path(path) as temporary:
-            save_file({"tokens": tokens.cpu(), "labels": labels.cpu(), "losses": losses.float().cpu()}, temporary)
+            tensors = {"tokens": tokens.cpu(), "labels": labels.cpu(), "losses": losses.float().cpu()}
+            dtype = next(engine.module.parameters()).dtype
+            save_file(tensors, temporary, metadata={"dtype": str(dtype).removeprefix("torch.")})

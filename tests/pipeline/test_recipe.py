@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from pipeline import recipe as recipes
 from pipeline.errors import RecipeError
@@ -51,7 +52,7 @@ def test_numbers_with_an_exponent_are_numbers() -> None:
         ("recalibration.tokns=5", ["recalibration.tokns", "unknown key", "did you mean tokens?"]),
         ("nonsense=5", ["nonsense", "unknown key", "known:"]),
         ("recalibration.batch=ten", ["recalibration.batch = 'ten'", "integer"]),
-        ("recalibration.zero_stage=4", ["recalibration.zero_stage = 4", "0, 1, 2 or 3"]),
+        ("recalibration.zero_stage=4", ["recalibration.zero_stage = 4", "1, 2 or 3"]),
         ("recalibration.lr=-1", ["recalibration.lr = -1", "greater than 0"]),
         ("recalibration.batch=5", ["recalibration", "batch = 5", "micro_batch * data_parallel = 2", "use batch = 4"]),
         ("recalibration.schedule.kind=wsd", ["decay_steps"]),
@@ -61,6 +62,8 @@ def test_numbers_with_an_exponent_are_numbers() -> None:
         ("name=../escape", ["name = '../escape'"]),
         ("recalibration", ["section.field=value"]),
         ("recalibration.lr.x=1", ["lr is a plain value"]),
+        ("data.sources.\u00b2.path=x", ["is not one of the list's items"]),
+        ("name=2024-99-99", ["override 'name=2024-99-99'", "not valid YAML"]),
         ("data.sources.7.path=x", ["'7' is not one of the list's items 0 to 0"]),
     ],
 )
@@ -76,7 +79,14 @@ def test_refusals_name_field_value_and_way_out(
 
 
 @pytest.mark.parametrize(
-    ("text", "part"), [("a: [", "not valid YAML"), ("- 1", "this is list"), ("", "this is NoneType")]
+    ("text", "part"),
+    [
+        ("a: [", "not valid YAML"),
+        ("- 1", "this is list"),
+        ("", "this is NoneType"),
+        ("name: 2024-99-99", "not valid YAML"),
+        ("[" * 3000, "not valid YAML"),
+    ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, part: str) -> None:
     path = tmp_path / "recipe.yaml"
@@ -101,16 +111,12 @@ def test_a_written_recipe_reads_back_equal(write_recipe: Callable[..., Path], tm
 
 
 def test_every_field_says_what_it_is() -> None:
-    def undescribed(model: type, prefix: str) -> list[str]:
-        missing = []
-        for name, field in model.model_fields.items():
-            if not field.description:
-                missing.append(prefix + name)
-        return missing
+    def undescribed(section: type[BaseModel], prefix: str) -> list[str]:
+        found = [prefix + name for name, field in section.model_fields.items() if not field.description]
+        for name, field in section.model_fields.items():
+            nested = recipes._section_type(field.annotation)
+            found += undescribed(nested, f"{prefix}{name}.") if nested else []
+        return found
 
-    sections = {name: Recipe.model_fields[name].annotation for name in fields_of(())}
-    found = undescribed(Recipe, "")
-    for name, section in sections.items():
-        if hasattr(section, "model_fields"):
-            found += undescribed(section, f"{name}.")
-    assert found == []
+    assert "warmup_steps" in fields_of(("recalibration", "schedule"))
+    assert undescribed(Recipe, "") == []

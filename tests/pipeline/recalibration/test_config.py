@@ -21,10 +21,19 @@ def test_steps_are_whole() -> None:
     assert settings(tokens=64_511).steps(64) == 125
 
 
-def test_bf16_without_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match="use zero_stage = 1"):
-        settings(zero_stage=0)
-    assert settings(zero_stage=0, precision="fp32").zero_stage == 0
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"zero_stage": 0},  # wrong gradients under TP in bf16, and no gradient norm in fp32
+        {"lr": float("inf")},
+        {"weight_decay": float("inf")},
+        {"betas": (0.9, 1.0)},
+        {"betas": (-0.1, 0.95)},
+    ],
+)
+def test_settings_that_cannot_train_are_refused(changes: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        settings(**changes)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,20 @@
 """The training stage, in real processes, against a plain Hugging Face + torch loop."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from data_prep import prepare
+from data_prep.artifact import ShardSet
 from data_prep.config import DataConfig
 from data_prep.rows import build_rows
-from model_surgery.config import SurgeryConfig
+from model_surgery import export
+from model_surgery.config import ExportConfig, SurgeryConfig
 from model_surgery.convert import convert
 from model_surgery.layout import Layout, read_sources
 from pipeline.processes import torchrun
@@ -30,10 +35,19 @@ def shards(tiny_model: Path, documents: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def layouts(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    folders = {tp: tmp_path_factory.mktemp(f"layout-tp{tp}") for tp in (1, 2)}
-    for tp, folder in folders.items():
-        convert(SurgeryConfig(tensor_parallel=tp), source=tiny_model, out_dir=folder)
+def models(
+    tiny_model: Path, write_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    tied = write_model(tmp_path_factory.mktemp("tied-model"), tie_word_embeddings=True)
+    return {"untied": tiny_model, "tied": tied}
+
+
+@pytest.fixture(scope="module")
+def layouts(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A TP 2 layout of each model."""
+    folders = {name: tmp_path_factory.mktemp(f"layout-{name}") for name in models}
+    for name, folder in folders.items():
+        convert(SurgeryConfig(tensor_parallel=2), source=models[name], out_dir=folder)
     return folders
 
 
@@ -64,18 +78,14 @@ def train(config: RecalibrationConfig, layout: Path, shards: Path, out_dir: Path
     return read_metrics(out_dir)
 
 
-@pytest.fixture(scope="module")
-def reference(tiny_model: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
+def reference(source_folder: Path, shards: Path, cache: Path, weight_decay: float) -> dict[str, Any]:
     """Ten steps of transformers' SmolLM3 without RoPE under torch's AdamW, in this process, on the same rows."""
     from transformers import AutoModelForCausalLM, SmolLM3Config, SmolLM3ForCausalLM
 
-    from data_prep.artifact import ShardSet
-
-    source = AutoModelForCausalLM.from_pretrained(tiny_model)
+    source = AutoModelForCausalLM.from_pretrained(source_folder)
     kept = {k: v for k, v in source.config.to_dict().items() if k not in ("model_type", "architectures")}
     model = SmolLM3ForCausalLM(SmolLM3Config(**kept, no_rope_layers=[0] * source.config.num_hidden_layers))
     model.load_state_dict(source.state_dict())
-    cache = tmp_path_factory.mktemp("rows")
     rows = build_rows(ShardSet.load(shards), shards, train_rows=STEPS * BATCH, validation_rows=7, cache_dir=cache)
 
     def loss_of(indices: range) -> torch.Tensor:
@@ -84,53 +94,78 @@ def reference(tiny_model: Path, shards: Path, tmp_path_factory: pytest.TempPathF
         logits = model(tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    norms = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": norms, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), eps=1e-8)
     lrs = [LR * s / 3 for s in (1, 2, 3)]
     lrs += [LR * (0.1 + 0.9 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * s / 7)).item())) for s in range(1, 8)]
-    losses, norms = [], []
+    losses, grad_norms = [], []
     for step in range(STEPS):
         loss = loss_of(range(step * BATCH, (step + 1) * BATCH))
         optimizer.zero_grad()
         loss.backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
-        optimizer.param_groups[0]["lr"] = lrs[step]
+        grad_norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
+        for group in optimizer.param_groups:
+            group["lr"] = lrs[step]
         optimizer.step()
         losses.append(loss.item())
-    return {"losses": losses, "norms": norms, "lrs": lrs, "weights": model.state_dict()}
+    return {"losses": losses, "grad_norms": grad_norms, "lrs": lrs, "weights": model.state_dict()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("zero_stage", "model", "weight_decay"), [(1, "untied", 0.0), (2, "untied", 0.1), (3, "tied", 0.1)]
+)
+def test_tp2_dp2_equals_single_process_reference(
+    zero_stage: int,
+    model: str,
+    weight_decay: float,
+    models: dict[str, Path],
+    layouts: dict[str, Path],
+    shards: Path,
+    tmp_path: Path,
+) -> None:
+    wanted = reference(models[model], shards, tmp_path / "rows", weight_decay)
+    config = settings(zero_stage=zero_stage, weight_decay=weight_decay)
+    lines = train(config, layouts[model], shards, tmp_path / "out")[1:]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [line["loss"] for line in lines] == pytest.approx(wanted["losses"], abs=1e-5)
+    assert [line["grad_norm"] for line in lines] == pytest.approx(wanted["grad_norms"], abs=1e-5)
+    assert [line["lr"] for line in lines] == pytest.approx(wanted["lrs"], rel=1e-6)
+    trained = Layout.load(tmp_path / "out" / "layout")
+    for entry in trained.tensors:
+        for name, tensor in read_sources(tmp_path / "out" / "layout", trained, entry).items():
+            torch.testing.assert_close(tensor, wanted["weights"][name], atol=2e-5, rtol=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
-def test_tp2_dp2_equals_single_process_reference(
-    zero_stage: int, layouts: dict[int, Path], shards: Path, reference: dict, tmp_path: Path
+def test_bf16_resumes_bit_identical_and_its_export_passes(
+    zero_stage: int, tiny_model: Path, layouts: dict[str, Path], shards: Path, tmp_path: Path
 ) -> None:
-    lines = train(settings(zero_stage=zero_stage), layouts[2], shards, tmp_path / "out")[1:]
-    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    assert [line["loss"] for line in lines] == pytest.approx(reference["losses"], abs=1e-5)
-    assert [line["grad_norm"] for line in lines] == pytest.approx(reference["norms"], abs=1e-5)
-    assert [line["lr"] for line in lines] == pytest.approx(reference["lrs"], rel=1e-6)
-    trained = Layout.load(tmp_path / "out" / "layout")
-    for entry in trained.tensors:
-        for name, tensor in read_sources(tmp_path / "out" / "layout", trained, entry).items():
-            torch.testing.assert_close(tensor, reference["weights"][name], atol=2e-5, rtol=0)
-
-
-@pytest.mark.slow
-def test_resume_is_bit_identical_and_repeats_no_step(layouts: dict[int, Path], shards: Path, tmp_path: Path) -> None:
-    config = settings(data_parallel=1, zero_stage=2, precision="bf16")
-    whole = train(config, layouts[2], shards, tmp_path / "whole")
+    config = settings(data_parallel=1, zero_stage=zero_stage, precision="bf16")
+    whole = train(config, layouts["untied"], shards, tmp_path / "whole")
     broken = tmp_path / "broken"
-    train(config, layouts[2], shards, broken)
+    shutil.copytree(tmp_path / "whole", broken)
     # What a kill after step 9 leaves: the checkpoint of step 8 whole, a later one cut, and metrics beyond both.
     assert [path.name for path in checkpoints.complete(broken / "checkpoints")] == ["step-00000004", "step-00000008"]
     (broken / "checkpoints" / "step-00000009").mkdir()
     lines = (broken / "metrics.jsonl").read_text().splitlines()
     (broken / "metrics.jsonl").write_text("\n".join(lines[:10]) + '\n{"step": 10, "lo')
     (broken / "layout" / "layout.json").unlink()
-    resumed = train(config, layouts[2], shards, broken)
+    resumed = train(config, layouts["untied"], shards, broken)
     for line in (*whole, *resumed):
         line.pop("tokens_per_second", None)
     assert resumed == whole
     assert Layout.load(broken / "layout").digest() == Layout.load(tmp_path / "whole" / "layout").digest()
     assert not (broken / "checkpoints" / "step-00000009").exists()
     assert json.loads(lines[0])["step"] == 0
+    facts = export.run(
+        ExportConfig(),
+        layout_dir=broken / "layout",
+        source=tiny_model,
+        out_dir=tmp_path / "export",
+        probe=broken / "probe.safetensors",
+    )
+    assert 1e-6 < facts["mean_difference"] < facts["limit"] == 5e-2

@@ -1,0 +1,54 @@
+"""What is refused before any work because it would otherwise be noticed only after the training."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.errors import EvaluationError
+from pipeline.checks import check_gpus
+from pipeline.errors import RecipeError
+from pipeline.plan import make_plan
+from pipeline.recipe import load_recipe
+
+
+def test_missing_task_file_is_refused_before_the_training(write_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(write_recipe(), ("evaluation.harness=[{name: arc, path: nowhere.jsonl}]",))
+    with pytest.raises(EvaluationError, match=r"nowhere\.jsonl does not exist"):
+        make_plan(recipe)
+
+
+def test_missing_recall_words_are_refused_before_the_training(write_recipe: Callable[..., Path]) -> None:
+    words = "{fact: '{key} {value} ', question: '{key}', keys: nowhere.json, values: nowhere.json}"
+    with pytest.raises(EvaluationError, match=r"nowhere\.json"):
+        make_plan(load_recipe(write_recipe(), (f"evaluation.recall={words}",)))
+
+
+def test_a_tokenizer_file_that_the_export_cannot_carry_is_refused(
+    write_recipe: Callable[..., Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "words.json"
+    shutil.copyfile(tiny_model / "tokenizer.json", file)
+    with pytest.raises(RecipeError, match=r"words\.json: the exported model could not carry"):
+        make_plan(load_recipe(write_recipe(), (f"data.tokenizer={file}",)))
+    assert make_plan(load_recipe(write_recipe(), (f"data.tokenizer={tiny_model / 'tokenizer.json'}",))).steps == 12
+
+
+def test_more_processes_than_gpus_are_refused(write_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(write_recipe(), ("recalibration.data_parallel=2",))
+    check_gpus(recipe, 0)  # on the CPU any number runs
+    check_gpus(recipe, 4)
+    with pytest.raises(RecipeError, match="= 4 processes: this machine has 2 GPUs"):
+        check_gpus(recipe, 2)
+
+
+def test_run_asks_the_hub_for_a_model_that_is_not_built_in(
+    drope: Any, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    result = drope("run", write_recipe(), "model.path=nobody/nothing")
+    assert result.returncode == 2
+    assert "nor to be had from the Hub" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
