@@ -53,7 +53,14 @@ class Recipe(_Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the numbers of its version 1.2: 20e9 and 3e-4 are numbers, which PyYAML (1.1) takes for text."""
+    """YAML with the numbers of its version 1.2 (20e9 and 3e-4 are text to PyYAML), and no key twice in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:  # PyYAML would take the last one and say nothing
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

@@ -83,6 +83,7 @@ def test_refusals_name_field_value_and_way_out(
     [
         ("a: [", "not valid YAML"),
         ("- 1", "this is list"),
+        ("name: a\nname: b", "key 'name' stands twice"),
         ("", "this is NoneType"),
         ("name: 2024-99-99", "not valid YAML"),
         ("[" * 3000, "not valid YAML"),
