@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.model_source import resolve_model
 from pipeline.recipe import Recipe
@@ -94,18 +94,18 @@ def _run_surgery(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
     }
 
 
+def _train(recipe: Recipe, position_embedding: Literal["none", "rope"], run: Path, out_dir: Path) -> dict[str, Any]:
+    from pipeline.recalibration.run import run as train
+
+    return train(recipe.recalibration, position_embedding, shards=run / "data", layout=run / "surgery", out_dir=out_dir)
+
+
 def _run_recalibration(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
-    from pipeline.recalibration.run import run as recalibrate
-
-    config = recipe.recalibration
-
-    return recalibrate(config, config.position_embedding, shards=run / "data", layout=run / "surgery", out_dir=out_dir)
+    return _train(recipe, recipe.recalibration.position_embedding, run, out_dir)
 
 
 def _run_control(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
-    from pipeline.recalibration.run import run as recalibrate
-
-    return recalibrate(recipe.recalibration, "rope", shards=run / "data", layout=run / "surgery", out_dir=out_dir)
+    return _train(recipe, "rope", run, out_dir)
 
 
 def _run_export(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
