@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy
 import torch
 from torch import distributed
 from torch.utils.data import Dataset
 
-from data_prep.artifact import ShardPart, ShardSet
+from data_prep.artifact import Part, ShardSet, SourceShards
 from data_prep.errors import DataError
-from data_prep.megatron import BlendedMegatronDatasetBuilder, GPTDataset, GPTDatasetConfig, IndexedDataset
+from data_prep.joined_shards import JoinedConfig, JoinedGPTDataset, JoinedShards, OpenShards
+from data_prep.megatron import BlendedMegatronDatasetBuilder
 from data_prep.shards import writing
 
 logger = logging.getLogger(__name__)
@@ -26,11 +26,16 @@ class RowDataset(Dataset):
     """A fixed number of rows; row i is {"tokens": int64 [row_length], "labels": int64 [row_length]}.
 
     Labels are the tokens shifted by one: labels[j] is the token after tokens[j] in the joined documents.
+
+    With the id of the EOS as `eos_id`, a row also has "documents": int32 [row_length], the number of each token's
+    document in the row, counted from 0, and "counted": bool [row_length], whether the label is of the same document as
+    its token. An EOS belongs to the document that it ends, so only the labels of EOS tokens are not counted.
     """
 
-    def __init__(self, source: Dataset, rows: int) -> None:
+    def __init__(self, source: Dataset, rows: int, eos_id: int | None = None) -> None:
         self._source = source
         self._rows = rows
+        self._eos_id = eos_id
 
     def __len__(self) -> int:
         return self._rows
@@ -39,7 +44,17 @@ class RowDataset(Dataset):
         if not 0 <= index < self._rows:
             raise IndexError(f"row {index} of {self._rows}")
         row = self._source[index]
-        return {"tokens": row["tokens"], "labels": row["labels"]}
+        item = {"tokens": row["tokens"], "labels": row["labels"]}
+        return item if self._eos_id is None else item | borders(row["tokens"], self._eos_id)
+
+
+def borders(tokens: torch.Tensor, eos_id: int) -> dict[str, torch.Tensor]:
+    """Where documents begin in a row of `tokens`, int64 [row_length]: "documents" and "counted" of RowDataset.
+
+    Every document of a shard ends with the EOS and holds it nowhere else.
+    """
+    ends = tokens == eos_id
+    return {"documents": (ends.cumsum(0) - ends.long()).int(), "counted": ~ends}
 
 
 @dataclass(frozen=True)
@@ -70,9 +85,13 @@ def build_rows(
     train_rows: int,
     validation_rows: int | None,
     row_length: int | None = None,
+    mask_documents: bool = False,
     cache_dir: Path,
 ) -> Rows:
-    """Documents in shuffled order, joined and cut into full rows, in shuffled order; no masks, no resets.
+    """Documents in shuffled order, joined and cut into full rows, in shuffled order; no resets.
+
+    With `mask_documents` every row says where its documents begin (see RowDataset); tokens, labels and order are those
+    without it.
 
     Training rows are drawn from the sources by weight; a source that is too small is repeated. Validation rows are one
     epoch of the held-out documents, or the first `validation_rows` of it (fewer if there are not as many).
@@ -88,46 +107,39 @@ def build_rows(
     Raises: DataError if a source has too few tokens for one row, or the disk of `cache_dir` is full.
     """
     row_length = shards.row_length if row_length is None else row_length
-    trained = [source for source in shards.sources if source.train.documents]
-    train = [source.train for source in trained]
+    train = [source for source in shards.sources if source.train.documents]
     validation = [source.validation for source in shards.sources if source.validation.tokens > row_length]
     _refuse(train, train_rows, validation_rows, row_length)
-    weights = [source.weight for source in trained]
-    config = _Request(shards, Path(folder), train, weights, validation, train_rows, row_length)
-    with _process_group(), _cache(Path(cache_dir) / config.key) as cache:
-        built_train, built_validation = config.build(cache)
+    weights = [source.weight for source in train]
+    request = _Request(
+        shards, Path(folder), [source.train for source in train], weights, validation, train_rows, row_length
+    )
+    with _process_group(), _cache(Path(cache_dir) / request.key) as cache:
+        built_train, built_validation = request.build(cache)
     held = 0 if built_validation is None else len(built_validation)
     held = held if validation_rows is None else min(held, validation_rows)
     logger.info("%d training and %d validation rows of %d tokens", train_rows, held, row_length)
+    eos_id = shards.eos_id if mask_documents else None
     return Rows(
-        train=RowDataset(built_train, train_rows), validation=RowDataset(built_validation, held) if held else None
+        train=RowDataset(built_train, train_rows, eos_id),
+        validation=RowDataset(built_validation, held, eos_id) if held else None,
     )
 
 
-def validation_tokens(shards: ShardSet, folder: Path) -> numpy.ndarray:
-    """All held-out token ids, documents joined in the order of the shards, each with its EOS: int64 [tokens]."""
-    parts = [source.validation for source in shards.sources if source.validation.documents]
-    joined = [numpy.memmap(Path(folder) / f"{part.prefix}.bin", dtype=shards.dtype, mode="r") for part in parts]
-    return numpy.concatenate([numpy.zeros(0, numpy.int64), *joined])
-
-
-def part_documents(part: ShardPart, folder: Path) -> IndexedDataset:
-    """The documents of a part that has any, as Megatron-core reads them."""
-    return IndexedDataset(str(Path(folder) / part.prefix))
-
-
-def _refuse(train: list[ShardPart], train_rows: int, validation_rows: int | None, row_length: int) -> None:
+def _refuse(train: list[SourceShards], train_rows: int, validation_rows: int | None, row_length: int) -> None:
     if row_length < 2:
         raise DataError(f"row_length {row_length}: a row needs at least 2 tokens")
     if train_rows < 1:
         raise DataError(f"train_rows {train_rows}: at least one row is needed")
     if validation_rows is not None and validation_rows < 0:
         raise DataError(f"validation_rows {validation_rows}: it cannot be negative")
-    for part in train:
-        if part.tokens <= row_length:
+    if not train:
+        raise DataError("no source has a document to train on; lower validation_fraction or add documents")
+    for source in train:
+        if source.train.tokens <= row_length:
             raise DataError(
-                f"{part.prefix}: {part.tokens} tokens, a row of {row_length} needs {row_length + 1}; "
-                "lower the row length or add documents"
+                f"source {source.name}: {source.train.tokens:,} tokens to train on, a row of {row_length:,} needs "
+                f"{row_length + 1:,}; lower the row length or add documents"
             )
 
 
@@ -137,23 +149,28 @@ class _Request:
 
     shards: ShardSet
     folder: Path
-    train: list[ShardPart]
+    train: list[Part]
     weights: list[float]
-    validation: list[ShardPart]
+    validation: list[Part]
     train_rows: int
     row_length: int
 
     @property
     def key(self) -> str:
-        """Names the index files of this request. Megatron's own key knows the shards' paths but not their content."""
+        """Names the index files of this request. Nothing in it knows where the shards lie."""
         digests = [part.digest for part in (*self.train, *self.validation)]
         facts = (digests, self.weights, self.shards.seed, self.train_rows, self.row_length)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def build(self, cache: Path) -> tuple[Dataset, Dataset | None]:
-        train = (self._prefixes(self.train), self.weights)
-        validation = (self._prefixes(self.validation), None) if self.validation else None
-        config = GPTDatasetConfig(
+        train = ([part.digest for part in self.train], self.weights)
+        validation = ([part.digest for part in self.validation], None) if self.validation else None
+        opened = OpenShards()
+        config = JoinedConfig(
+            parts={
+                part.digest: JoinedShards(self.folder, part.shards, self.shards.dtype, opened)
+                for part in (*self.train, *self.validation)
+            },
             random_seed=self.shards.seed,
             sequence_length=self.row_length,
             blend_per_split=[train, validation, None],
@@ -167,11 +184,8 @@ class _Request:
             create_attention_mask=False,
         )
         sizes = [self.train_rows, None, None]
-        built = BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, config).build()
+        built = BlendedMegatronDatasetBuilder(JoinedGPTDataset, sizes, lambda: True, config).build()
         return built[0], built[1]
-
-    def _prefixes(self, parts: list[ShardPart]) -> list[str]:
-        return [str(self.folder / part.prefix) for part in parts]
 
 
 @contextlib.contextmanager

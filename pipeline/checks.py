@@ -1,6 +1,5 @@
 """Every refusal that is possible before any work: what `drope plan` shows and `drope run` starts with."""
 
-from data_prep.prepare import held_out_fraction
 from eval.config import EvaluationConfig
 from model_surgery.shape import ModelShape, read_shape
 from pipeline.errors import RecipeError
@@ -22,7 +21,7 @@ def check_shapes(recipe: Recipe, shape: ModelShape) -> None:
             f"data.row_length = {recipe.data.row_length}: {recipe.model.path} has a context of {shape.context} tokens; "
             "recalibration trains at the original context length or below"
         )
-    if not any(held_out_fraction(source, recipe.data) for source in recipe.data.sources):
+    if not any(recipe.data.held_out_fraction(source) for source in recipe.data.sources):
         raise RecipeError(
             "data.validation_fraction = 0: validation and evaluation need held-out documents; use 0.01, or a source "
             "with split: validation"
@@ -64,7 +63,7 @@ def check_tokenizer(recipe: Recipe) -> None:
 
     Raises: RecipeError if the recipe names a file that is not what its folder is loaded as.
     """
-    from data_prep.tokenizers import load_tokenizer
+    from data_prep.tokenizers.reference import load_tokenizer
 
     path = tokenizer_path(recipe)
     if path.is_dir():

@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 _STAGE_COMMANDS = {
-    "prepare-data": ("data", "Tokenize the documents into memory-mapped shards."),
     "surgery": ("surgery", "Drop the positional embeddings and cut the checkpoint for tensor parallelism."),
     "recalibrate": ("recalibration", "Train without positional embeddings at the original context length."),
     "control": ("control", "Train the same model with RoPE kept on the same rows (recalibration.control: true)."),
@@ -104,6 +103,44 @@ def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     click.echo(json.dumps(made.as_dict(), indent=2) if as_json else made.as_text())
 
 
+@main.command("prepare-data", epilog=_OVERRIDES_HELP)
+@takes_recipe
+@click.option("--task", type=click.IntRange(min=0), metavar="I", help="Do only task I (0 ... N-1), no merge.")
+@click.option("--of", type=click.IntRange(min=1), metavar="N", help="Number of tasks; goes with --task.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="W", help="Processes side by side; default: all cores.")
+@click.option("--merge", is_flag=True, help="Only put together what the tasks made; refuse if a piece is missing.")
+def prepare_data(
+    recipe: Path, overrides: tuple[str, ...], task: int | None, of: int | None, workers: int | None, merge: bool
+) -> None:
+    """Tokenize the documents into memory-mapped shards. One stage of RECIPE.
+
+    Alone it does all the work that is not done yet, then merges. On a cluster, the same work in N tasks, e.g. of a
+    job array, which may run side by side, in any order, and again after they were killed:
+
+    \b
+        drope prepare-data RECIPE --task I --of N        for I = 0 ... N-1
+        drope prepare-data RECIPE --merge                when all are done
+
+    The shards are the same, byte for byte, whatever N and W are.
+    """
+    if (task is None) != (of is None) or (merge and task is not None):
+        raise click.UsageError("--task I and --of N go together, and without --merge")
+    if task is not None and of is not None and task >= of:
+        raise click.UsageError(f"--task {task} --of {of}: tasks are counted from 0 to {of - 1}")
+    given = (*overrides, *([f"data.workers={workers}"] if workers else []))
+    if task is None and not merge:
+        _run(recipe, given, ("data",))
+        return
+    from pipeline import data_tasks
+
+    loaded = _load(recipe, given)
+    if task is not None and of is not None:
+        data_tasks.run_task(loaded, task, of)
+    else:
+        data_tasks.check_merge(loaded)
+        _run(recipe, given, ("data",))
+
+
 def _stage_command(name: str, stage: str, text: str) -> None:
     @main.command(
         name, help=f"{text} One stage of RECIPE; the stages before it must be complete.", epilog=_OVERRIDES_HELP
@@ -126,9 +163,12 @@ def inspect(path: Path, verify: bool, as_json: bool) -> None:
     from pipeline.inspect import inspect_path
 
     facts = inspect_path(path, verify=verify)
-    click.echo(
-        json.dumps(facts, indent=2) if as_json else "\n".join(f"{key:<24} {value}" for key, value in facts.items())
-    )
+    click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(map(_fact, facts, facts.values())))
+
+
+def _fact(name: str, value: Any) -> str:
+    """A fact as a line; one that is a list as lines below its name."""
+    return "\n    ".join([name, *value]) if isinstance(value, list) else f"{name:<24} {value}"
 
 
 @main.command()

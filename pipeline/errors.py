@@ -2,7 +2,7 @@
 
 import errno
 
-from data_prep.errors import DataError
+from data_prep.errors import DataError, WorkFailed
 from eval.errors import EvaluationError
 from model_surgery.errors import SurgeryError
 
@@ -23,7 +23,10 @@ _UNUSABLE_PATH = (
 
 
 def exit_code(error: Exception) -> int | None:
-    """2 for bad input, also a path that cannot be used; 1 for a failed stage; None for what deserves its traceback."""
+    """2 for bad input, also a path that cannot be used; 1 for a failure that one line explains; None for all others.
+
+    Others deserve their traceback. A connection that breaks is a failure: the next attempt goes on.
+    """
     if isinstance(error, BAD_INPUT) or (isinstance(error, OSError) and error.errno in _UNUSABLE_PATH):
         return 2
-    return 1 if isinstance(error, StageFailed) else None
+    return 1 if isinstance(error, (StageFailed, WorkFailed, ConnectionError)) else None

@@ -1,6 +1,5 @@
 """What is at a path: shards, a layout, a Hugging Face checkpoint, a stage or a run; as facts for human eyes."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from pipeline.errors import RecipeError
 from pipeline.manifest import MANIFEST_FILE, Manifest
 
 Facts = dict[str, Any]
-_INDEX_HEADER = b"MMIDIDX\x00\x00"
+_SHOWN_ROWS = 2
 
 
 def inspect_path(path: Path, *, verify: bool = False) -> Facts:
@@ -61,6 +60,8 @@ def _stage_facts(path: Path, verify: bool) -> Facts:
     }
     facts |= {f"input {name}": digest for name, digest in manifest.inputs.items()}
     facts |= {f"fact {name}": value for name, value in manifest.facts.items()}
+    if (path / "shards.json").is_file():
+        facts |= _shards_facts(path, verify) | {"kind": facts["kind"]}
     return facts | ({"digests": "all outputs as recorded"} if verify else {})
 
 
@@ -86,42 +87,33 @@ def _layout_facts(path: Path, verify: bool) -> Facts:
 
 def _shards_facts(path: Path, verify: bool) -> Facts:
     from data_prep.artifact import ShardSet
+    from data_prep.inspection import damaged_shards, sample_rows, statistics
 
     shards = ShardSet.load(path)
+    if verify and (damaged := damaged_shards(shards, path)):
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        raise RecipeError(f"{path / damaged[0].prefix}{more}: its bytes are not those recorded; prepare the data again")
     facts: Facts = {
         "kind": "shards",
         "tokenizer": f"{shards.tokenizer} ({shards.vocab_size:,} ids, EOS {shards.eos_id})",
         "row length": f"{shards.row_length} tokens",
         "stored as": shards.dtype,
+        "shards digest": shards.digest,
+        **statistics(shards, path),
+        "first training rows": sample_rows(shards, path, _SHOWN_ROWS),
     }
-    for source in shards.sources:
-        for name, part in (("train", source.train), ("validation", source.validation)):
-            facts[f"{source.name} {name}"] = f"{part.documents:,} documents, {part.tokens:,} tokens"
-            if verify and part.documents and _pair_digest(path / part.prefix) != part.digest:
-                raise RecipeError(f"{path / part.prefix}: its bytes are not those recorded; prepare the data again")
     return facts | ({"digests": "all shards as recorded"} if verify else {})
-
-
-def _pair_digest(prefix: Path) -> str:
-    """sha256 of the .bin and then the .idx file, as shards.json has it."""
-    digest = hashlib.sha256()
-    for suffix in (".bin", ".idx"):
-        with Path(f"{prefix}{suffix}").open("rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _shard_facts(path: Path, verify: bool) -> Facts:
     from data_prep.megatron import IndexedDataset
+    from data_prep.shards import document_lengths
 
     _refuse_verify(path, verify)
     for suffix in (".bin", ".idx"):
         if not path.with_suffix(suffix).is_file():
             raise RecipeError(f"{path.with_suffix(suffix)}: no such file; a shard is a .bin and an .idx file")
-    with path.with_suffix(".idx").open("rb") as handle:
-        if handle.read(len(_INDEX_HEADER)) != _INDEX_HEADER:
-            raise RecipeError(f"{path.with_suffix('.idx')}: not the index of a Megatron shard")
+    document_lengths(path.with_suffix(""))  # refuses what is none before Megatron maps it
     dataset = IndexedDataset(str(path.with_suffix("")))
     tokens = int(dataset.sequence_lengths.sum())
     return {

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.shards import TOKEN_TYPES, token_type
 from model_surgery.shape import ModelShape
 from pipeline.checks import check_recipe, check_shapes
 from pipeline.manifest import Manifest
@@ -31,6 +32,8 @@ class Plan:
     steps: int
     tokens_per_step: int
     tokens: int
+    epochs: float | None
+    """Times that training reads the data; None where the data are all that the sources hold."""
     trainings: int
     memory: TrainingMemory
     gpu_hours: float
@@ -43,7 +46,7 @@ class Plan:
         memory = {**asdict(self.memory), "total": self.memory.total}
         return {
             **{key: getattr(self, key) for key in ("name", "stages", "shape_from", "gpus", "steps")},
-            **{key: getattr(self, key) for key in ("tokens_per_step", "tokens", "trainings", "gpu_hours")},
+            **{key: getattr(self, key) for key in ("tokens_per_step", "tokens", "epochs", "trainings", "gpu_hours")},
             "shape": self.shape.model_dump(),
             "parameters": self.shape.parameters,
             "memory_per_gpu": memory,
@@ -58,12 +61,14 @@ class Plan:
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in asdict(self.memory).items())
         disk = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.disk.items())
         trainings = " (recalibration and control)" if self.trainings == 2 else ""
+        epochs = "" if self.epochs is None else f", {self.epochs:.2f} epochs of the data"
         lines = [
             f"run           {self.name}",
             f"model         {shape.parameters:,} parameters, {shape.layers} layers, {shape.heads} query and "
             f"{shape.kv_heads} KV heads, context {shape.context} ({self.shape_from})",
             f"stages        {', '.join(f'{name}: {state}' for name, state in self.stages.items())}",
-            f"training      {self.steps:,} steps x {self.tokens_per_step:,} tokens = {self.tokens:,} tokens{trainings}",
+            f"training      {self.steps:,} steps x {self.tokens_per_step:,} tokens = {self.tokens:,} tokens{trainings}"
+            f"{epochs}",
             f"GPUs          {self.gpus}",
             f"memory/GPU    {self.memory.total / GIB:.1f} GiB estimated (GiB: {parts}), without recomputation",
             f"GPU-hours     {self.gpu_hours:,.1f} estimated at {ASSUMED_MFU:.0%} of {ASSUMED_PEAK_FLOPS / 1e12:.0f} "
@@ -97,6 +102,7 @@ def make_plan(recipe: Recipe) -> Plan:
         steps=steps,
         tokens_per_step=training.batch * length,
         tokens=tokens,
+        epochs=tokens / recipe.data.tokens if recipe.data.tokens else None,
         trainings=trainings,
         memory=training_memory(
             shape,
@@ -126,10 +132,10 @@ def disk_bytes(recipe: Recipe, shape: ModelShape, tokens: int) -> dict[str, int]
     """What the run's folder will hold. Training checkpoints: weights, and fp32 masters and moments."""
     training = recipe.recalibration
     value = 2 if training.precision == "bf16" else 4
-    wanted = recipe.data.max_tokens or tokens
+    wanted = recipe.data.tokens or tokens
     trainings = 2 if training.control else 1
     return {
-        "shards": wanted * (2 if shape.vocab <= 1 << 16 else 4),
+        "shards": wanted * TOKEN_TYPES[token_type(shape.vocab)],
         "layout": shape.parameters * (4 if shape.dtype == "float32" else 2),
         "checkpoints": trainings * training.keep_checkpoints * shape.parameters * (value + 12),
         "trained layout": trainings * shape.parameters * 4,

@@ -29,8 +29,8 @@ from pipeline.stages import Stage, stages_of
 log = logging.getLogger(__name__)
 
 _STARTED_FILE = "started.json"
-_RECIPE_FILE = "recipe.yaml"
-_LOCK_FILE = ".lock"
+RECIPE_FILE = "recipe.yaml"
+LOCK_FILE = ".lock"
 
 
 class Identity(BaseModel):
@@ -55,7 +55,7 @@ def run(recipe: Recipe, only: tuple[str, ...] = ()) -> None:
         check_recipe(recipe, pending)
         check_training_gpus(recipe, pending)
         with run_folder(recipe) as folder:
-            write_recipe(recipe, folder / _RECIPE_FILE)
+            write_recipe(recipe, folder / RECIPE_FILE)
             for stage in stages:
                 # All are looked at again: an input made a moment ago may show that what is there was made from another.
                 if not is_complete(stage, recipe):
@@ -90,6 +90,9 @@ def run_stage(stage: Stage, recipe: Recipe, run_dir: Path) -> None:
     except BAD_INPUT:
         if not stage.resumes or not has_progress(stage, folder):
             shutil.rmtree(folder)
+        elif stage.guards_progress:
+            # The bad input may be a setting that the progress does not depend on: it may be mended.
+            (folder / _STARTED_FILE).unlink()
         raise
     seconds = (now() - started).total_seconds()
     log.info("%-13s done in %.0f s", stage.name, seconds)
@@ -177,7 +180,8 @@ def prepare_folder(stage: Stage, identity: Identity, folder: Path) -> None:
 
 def has_progress(stage: Stage, folder: Path) -> bool:
     """Whether a stage that resumes has left something to go on with."""
-    return any((folder / name).is_dir() and any((folder / name).iterdir()) for name in stage.scratch)
+    folders = [folder / name for name in (*stage.scratch, *stage.keeps)]
+    return any(path.is_dir() and any(path.iterdir()) for path in folders)
 
 
 def output_files(stage: Stage, folder: Path) -> list[Path]:
@@ -185,6 +189,13 @@ def output_files(stage: Stage, folder: Path) -> list[Path]:
     marks = (folder / MANIFEST_FILE, folder / _STARTED_FILE)
     files = (path for path in folder.rglob("*") if path.is_file() and path not in marks)
     return [path for path in files if path.relative_to(folder).parts[0] not in stage.scratch]
+
+
+def refuse_foreign_folder(folder: Path) -> None:
+    """Raises: RecipeError if the folder holds something, and not a run: stages empty the folders that they run in."""
+    marks = (LOCK_FILE, RECIPE_FILE)
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / mark).exists() for mark in marks):
+        raise RecipeError(f"{folder}: is there already and is not the folder of a run; choose another name or runs_dir")
 
 
 @contextmanager
@@ -195,14 +206,12 @@ def run_folder(recipe: Recipe) -> Iterator[Path]:
     """
     folder = recipe.folder
     existed = folder.is_dir()
-    # Stages empty the folders that they run in, which must not be anything that was there before.
-    if existed and any(folder.iterdir()) and not any((folder / mark).exists() for mark in (_LOCK_FILE, _RECIPE_FILE)):
-        raise RecipeError(f"{folder}: is there already and is not the folder of a run; choose another name or runs_dir")
+    refuse_foreign_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise RecipeError(f"runs_dir = {recipe.runs_dir!r}: cannot make {folder.name} there: {error}") from error
-    with (folder / _LOCK_FILE).open("w") as lock:
+    with (folder / LOCK_FILE).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -23,8 +23,16 @@ class Stage:
     wanted: Callable[[Recipe], bool] = lambda recipe: True
     resumes: bool = False
     """Whether a stage that was cut off goes on with what is in its folder; the others begin anew."""
+    keeps: tuple[str, ...] = ()
+    """Folders of outputs that are progress too: a failure after they were made does not remove them."""
+    guards_progress: bool = False
+    """Whether it refuses by itself to go on with what was made with other settings."""
     scratch: tuple[str, ...] = ()
-    """Folders below the stage's that are not its outputs."""
+    """Folders and files below the stage's that are not its outputs."""
+
+
+NO_DATA_SETTINGS = {"backend", "check_fraction", "max_rejected_fraction", "workers"}
+"""Fields of the data section that the shards do not depend on."""
 
 
 def _dump(section: Any) -> dict[str, Any]:
@@ -54,24 +62,34 @@ def tokenizer_folder(recipe: Recipe) -> Path:
 
 
 def _data_fingerprints(recipe: Recipe) -> dict[str, str]:
-    from data_prep.sources import source_files
-    from data_prep.tokenizers import load_tokenizer
-    from model_surgery.files import fingerprint_files
+    from data_prep.reading.fingerprint import fingerprint
+    from data_prep.tokenizers.reference import load_tokenizer
 
     files = {
-        f"source {number} ({source.path})": fingerprint_files(path for path, _ in source_files(source))
-        for number, source in enumerate(recipe.data.sources)
+        f"source {number} ({source.label})": fingerprint(source) for number, source in enumerate(recipe.data.sources)
     }
     return {**files, "tokenizer": load_tokenizer(tokenizer_path(recipe)).digest}
 
 
+def _data_config(recipe: Recipe) -> dict[str, Any]:
+    """The settings that the shards depend on; others say who tokenizes, and how far it is trusted."""
+    return recipe.data.model_dump(mode="json", exclude=NO_DATA_SETTINGS)
+
+
 def _run_data(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
     from data_prep import prepare
+    from data_prep.merge import lineage_summary
     from eval.checks import check_held_out
     from model_surgery.shape import read_shape
 
     shape = read_shape(resolve_model(recipe.model))
-    shards = prepare.run(recipe.data, tokenizer=tokenizer_path(recipe), model_vocab_size=shape.vocab, out_dir=out_dir)
+    shards = prepare.run(
+        recipe.data,
+        tokenizer=tokenizer_path(recipe),
+        model_vocab_size=shape.vocab,
+        out_dir=out_dir,
+        workers=recipe.data.workers,
+    )
     parts = {
         part: {
             "documents": sum(getattr(source, part).documents for source in shards.sources),
@@ -80,7 +98,8 @@ def _run_data(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
         for part in ("train", "validation")
     }
     check_held_out(recipe.evaluation, shape.context, parts["validation"]["tokens"])  # now, not when training is over
-    return {**parts, "empty_documents": sum(source.empty_documents for source in shards.sources)}
+    counts = {source.name: source.counts.model_dump() for source in shards.sources}
+    return {**parts, "digest": shards.digest, "documents": counts, "encoders": lineage_summary(out_dir)}
 
 
 def _run_surgery(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
@@ -150,7 +169,7 @@ def evaluated_models(recipe: Recipe, run: Path) -> Any:
         # The export's tokenizer gives the ids of the training rows also where transformers would build another one
         # from the source's folder (see model_surgery.export.tokenizer_settings).
         tokenizer=run / "export" / "drope",
-        validation=tuple(run / "data" / part.validation.prefix for part in shards.sources if part.validation.documents),
+        validation=tuple(run / "data" / shard.prefix for part in shards.sources for shard in part.validation.shards),
     )
 
 
@@ -179,9 +198,13 @@ STAGES = (
         "data",
         "tokenize the documents into memory-mapped shards",
         needs=(),
-        config=lambda recipe: _dump(recipe.data),
+        config=_data_config,
         run=_run_data,
         sources=_data_fingerprints,
+        resumes=True,
+        scratch=("pieces", "lineage.json"),
+        keeps=("shards",),
+        guards_progress=True,
     ),
     Stage(
         "surgery",

@@ -6,6 +6,7 @@ import random
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,84 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [{"text": " ".join(draw.choices(WORDS, k=draw.randint(10, 60)))} for _ in range(400)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
+
+
+def write_part(prefix: Path, documents: list[list[int]], shards: int = 1, vocab_size: int = 1000):
+    """The part of these documents, cut into up to `shards` shards of about equally many."""
+    import numpy
+
+    from data_prep.artifact import Part, Shard
+    from data_prep.shards import ShardWriter
+
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, chosen in enumerate(numpy.array_split(numpy.arange(len(documents)), shards)):
+        path = prefix.with_name(f"{prefix.name}-{number}")
+        lengths = numpy.array([len(documents[index]) for index in chosen], dtype=numpy.int64)
+        ids = numpy.array([token for index in chosen for token in documents[index]], dtype=numpy.uint32)
+        with ShardWriter(path, vocab_size) as writer:
+            writer.add(ids, lengths)
+        if writer.documents:
+            counts = {"documents": writer.documents, "tokens": writer.tokens}
+            written.append(Shard(prefix=path.name, digest=writer.digest, **counts))
+    return Part(shards=tuple(written))
+
+
+def write_shards(
+    folder: Path,
+    *sources: tuple[float, list[list[int]], list[list[int]]],
+    shards: int = 1,
+    vocab_size: int = 1000,
+    eos_id: int = 0,
+    row_length: int = 32,
+    seed: int = 1234,
+    tokenizer: str = "none",
+):
+    """A set of shards of the sources (weight, documents to train on, held-out documents), without preparing data."""
+    from data_prep.artifact import Counts, ShardSet, SourceShards, set_digest
+    from data_prep.shards import token_type
+
+    made = []
+    for number, (weight, train, held) in enumerate(sources):
+        kept = len(train) + len(held)
+        source = SourceShards(
+            name=str(number),
+            source=str(number),
+            weight=weight,
+            counts=Counts(documents=kept, kept=kept, empty=0, rejected=0),
+            bytes_per_token=4.0,
+            eos_tokens=kept,
+            lengths=(),
+            train=write_part(folder / f"{number}-train", train, shards, vocab_size),
+            validation=write_part(folder / f"{number}-validation", held, shards, vocab_size),
+        )
+        made.append(source)
+    shard_set = ShardSet(
+        tokenizer=tokenizer,
+        tokenizer_digest="",
+        vocab_size=vocab_size,
+        eos_id=eos_id,
+        dtype=token_type(vocab_size),
+        row_length=row_length,
+        seed=seed,
+        settings_digest="",
+        digest=set_digest(tuple(made)),
+        sources=tuple(made),
+    )
+    shard_set.save(folder)
+    return shard_set
+
+
+@pytest.fixture(scope="session", name="write_part")
+def _write_part() -> Callable[..., Any]:
+    """The function that writes documents (lists of token ids) as a part; returns the Part."""
+    return write_part
+
+
+@pytest.fixture(scope="session", name="write_shards")
+def _write_shards() -> Callable[..., Any]:
+    """The function that writes documents (lists of token ids) as a set of shards; returns the ShardSet."""
+    return write_shards
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model_surgery.architectures import Join, rules
 from model_surgery.errors import SurgeryError
-from model_surgery.megatron.attention import SDPAttention
+from model_surgery.megatron.attention import SDPAttention, document_mask
 from model_surgery.shape import ModelShape
 
 
@@ -104,9 +104,14 @@ def load_slices(model: GPTModel, slices: dict[str, Tensor]) -> None:
         wanted[name].copy_(tensor)
 
 
-def token_losses(model: torch.nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of every label in fp32, nats, [batch, length]; `model` may be wrapped in an engine."""
-    return model(tokens, _positions(tokens), None, labels=labels)
+def token_losses(model: torch.nn.Module, tokens: Tensor, labels: Tensor, documents: Tensor | None = None) -> Tensor:
+    """Cross-entropy of every label in fp32, nats, [batch, length]; `model` may be wrapped in an engine.
+
+    With `documents`, the number of every token's document [batch, length], tokens attend within their document only.
+    That holds with RoPE as well: it sees distances alone, so a document in mid-row is treated as one at the start.
+    """
+    mask = None if documents is None else document_mask(documents)
+    return model(tokens, _positions(tokens), mask, labels=labels)
 
 
 def full_logits(model: torch.nn.Module, tokens: Tensor) -> Tensor:

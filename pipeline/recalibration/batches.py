@@ -1,14 +1,24 @@
 """Which rows a data-parallel rank trains on at which step."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from megatron.core import parallel_state
 from torch import Tensor
 from torch.utils.data import Dataset
 
-Batch = tuple[Tensor, Tensor]
-"""Input tokens and labels, both [micro batch, length]."""
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows on the device, each tensor [micro batch, length]; the last two are None where documents are not masked."""
+
+    tokens: Tensor
+    labels: Tensor
+    documents: Tensor | None = None
+    """Number of each token's document in its row."""
+    counted: Tensor | None = None
+    """Whether the loss on a label counts: the label is of the same document as its token."""
 
 
 def micro_batches(rows: Dataset, step: int, batch: int, micro_batch: int, device: torch.device) -> Iterator[Batch]:
@@ -25,7 +35,6 @@ def micro_batches(rows: Dataset, step: int, batch: int, micro_batch: int, device
 
 
 def read_rows(rows: Dataset, indices: range | list[int], device: torch.device) -> Batch:
-    """Rows as tokens and labels on the device."""
+    """Rows as one batch on the device."""
     items = [rows[index] for index in indices]
-    tokens, labels = (torch.stack([item[key] for item in items]) for key in ("tokens", "labels"))
-    return tokens.to(device), labels.to(device)
+    return Batch(**{key: torch.stack([item[key] for item in items]).to(device) for key in items[0]})

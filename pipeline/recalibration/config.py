@@ -52,6 +52,10 @@ class RecalibrationConfig(_Section):
     position_embedding: Literal["none", "rope"] = Field(
         "none", description="none: recalibration; rope: the embedding is kept, which is ordinary pretraining"
     )
+    mask_documents: bool = Field(
+        False,
+        description="attend only within a document, and leave the first token of each next document out of the loss",
+    )
     control: bool = Field(
         False, description="also train the model with RoPE kept on the same rows: the fair in-context comparison"
     )

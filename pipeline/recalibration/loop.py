@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 from data_prep.artifact import ShardSet
 from data_prep.rows import build_rows
 from model_surgery.layout import Layout, read_rank
-from model_surgery.megatron.model import token_losses
 from pipeline.recalibration import checkpoints
 from pipeline.recalibration.batches import Batch, micro_batches, read_rows
 from pipeline.recalibration.engine import build_engine
 from pipeline.recalibration.job import Job
+from pipeline.recalibration.loss import loss_factor, share_of_loss, summed_loss
 from pipeline.recalibration.metrics import Metrics
 from pipeline.recalibration.outcome import save_outcome
 from pipeline.recalibration.parallel import mean_over_data_parallel
@@ -34,6 +34,7 @@ def train(job: Job, device: torch.device) -> None:
         job.shards,
         train_rows=steps * config.batch,
         validation_rows=config.validation_rows,
+        mask_documents=config.mask_documents,
         cache_dir=job.out_dir / "row-index",
     )
     slices = read_rank(job.layout, layout, parallel_state.get_tensor_model_parallel_rank())
@@ -73,12 +74,14 @@ def record(metrics: Metrics | None, step: int, numbers: dict[str, float]) -> Non
 
 
 def train_step(engine: deepspeed.DeepSpeedEngine, batches: Iterator[Batch], lr: float) -> Tensor:
-    """One optimizer update at learning rate `lr`; the mean loss of this rank's rows, a scalar."""
+    """One optimizer update at learning rate `lr`; a scalar whose mean over data-parallel ranks is the batch's loss."""
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
+    batches = list(batches)  # how much each counts depends on all of them
+    factor = loss_factor(batches)
     losses = []
-    for tokens, labels in batches:
-        loss = token_losses(engine, tokens, labels).mean()
+    for batch in batches:
+        loss = share_of_loss(engine, batch, factor)
         engine.backward(loss)
         engine.step()
         losses.append(loss.detach())
@@ -86,7 +89,10 @@ def train_step(engine: deepspeed.DeepSpeedEngine, batches: Iterator[Batch], lr: 
 
 
 def validate(engine: deepspeed.DeepSpeedEngine, rows: Dataset, micro_batch: int, device: torch.device) -> float:
-    """Mean loss over the held-out rows, nats per token; every data-parallel rank takes its share of them."""
+    """Mean loss over the held-out rows, nats per token; every data-parallel rank takes its share of them.
+
+    It is the loss that is trained: where documents are masked, they are masked here too and only counted tokens weigh.
+    """
     engine.eval()
     count, ranks = len(rows), parallel_state.get_data_parallel_world_size()
     total = torch.zeros(2, dtype=torch.float64, device=device)
@@ -95,9 +101,9 @@ def validate(engine: deepspeed.DeepSpeedEngine, rows: Dataset, micro_batch: int,
         for start in range(0, count, micro_batch * ranks):
             mine = start + parallel_state.get_data_parallel_rank() * micro_batch
             indices = [index for index in range(mine, mine + micro_batch) if index < count]
-            losses = token_losses(engine, *read_rows(rows, indices or [0], device)).double()
+            found = summed_loss(engine, read_rows(rows, indices or [0], device))
             if indices:
-                total += torch.stack([losses.sum(), torch.tensor(losses.numel(), device=device)])
+                total += found
     engine.train()
     torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
     return (total[0] / total[1]).item()

@@ -66,14 +66,18 @@ def gather_slices(parameter: torch.nn.Parameter) -> list[Tensor]:
 
 
 def save_probe(engine: deepspeed.DeepSpeedEngine, validation: Dataset, path: Path, device: torch.device) -> None:
-    """Tokens, labels and the trained model's loss of every token for a few held-out rows, each [rows, length]."""
+    """Tokens, labels and the trained model's loss of every token for a few held-out rows, each [rows, length].
+
+    Attention is causal over the whole row even if documents were masked in training, for that is how the exported model
+    reads the rows; so the losses of tokens after a row's first document are not those of training.
+    """
     engine.eval()
-    tokens, labels = read_rows(validation, range(min(_PROBE_ROWS, len(validation))), device)
+    rows = read_rows(validation, range(min(_PROBE_ROWS, len(validation))), device)
     with torch.no_grad():
-        losses = token_losses(engine, tokens, labels)
+        losses = token_losses(engine, rows.tokens, rows.labels)
     engine.train()
     if torch.distributed.get_rank() == 0:
         with atomic_path(path) as temporary:
-            tensors = {"tokens": tokens.cpu(), "labels": labels.cpu(), "losses": losses.float().cpu()}
+            tensors = {"tokens": rows.tokens.cpu(), "labels": rows.labels.cpu(), "losses": losses.float().cpu()}
             dtype = next(engine.module.parameters()).dtype
             save_file(tensors, temporary, metadata={"dtype": str(dtype).removeprefix("torch.")})

@@ -51,9 +51,9 @@ def write_text():
 
 @pytest.fixture(scope="session")
 def write_fineweb():
-    """A Parquet file with FineWeb's schema, in several row groups."""
+    """A Parquet file with FineWeb's schema, in several row groups; `options` are those of pyarrow's writer."""
 
-    def write(path: Path, texts: list[str | None]) -> Path:
+    def write(path: Path, texts: list, **options: object) -> Path:
         count = len(texts)
         columns = {
             "text": texts,
@@ -66,7 +66,7 @@ def write_fineweb():
             "language_score": [0.9] * count,
             "token_count": list(range(count)),
         }
-        pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=50)
+        pyarrow.parquet.write_table(pyarrow.table(columns), path, **({"row_group_size": 50} | options))
         return path
 
     return write

@@ -1,16 +1,20 @@
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy
 import pytest
 
-from data_prep.artifact import ShardSet
+from data_prep.artifact import Part, ShardSet
 from data_prep.config import DataConfig
 from data_prep.errors import DataError
 from data_prep.megatron import IndexedDataset
-from data_prep.prepare import check, held_out, run, token_budgets
+from data_prep.plan import token_budgets
+from data_prep.prepare import check, run
 from data_prep.rows import build_rows
-from data_prep.tokenizers import load_tokenizer
+from data_prep.shards import document_lengths
+from data_prep.tokenizers.reference import load_tokenizer
+from data_prep.work import held_out
 
 
 def prepare(out: Path, tokenizer: Path, *paths: Path, vocab: int = 2048, **options: object) -> ShardSet:
@@ -19,8 +23,9 @@ def prepare(out: Path, tokenizer: Path, *paths: Path, vocab: int = 2048, **optio
     return run(config, tokenizer=tokenizer, model_vocab_size=vocab, out_dir=out)
 
 
-def read(folder: Path, prefix: str) -> list[list[int]]:
-    return [ids.tolist() for ids in IndexedDataset(str(folder / prefix))]
+def read(folder: Path, part: Part) -> list[list[int]]:
+    """The documents of a part, by Megatron-core's own reader."""
+    return [ids.tolist() for shard in part.shards for ids in IndexedDataset(str(folder / shard.prefix))]
 
 
 @pytest.fixture
@@ -35,12 +40,18 @@ def test_shards_hold_exactly_the_documents_each_with_eos(tmp_path, corpus, stori
     reference = PreTrainedTokenizerFast(tokenizer_file=str(tiny_tokenizer / "tokenizer.json"))
     expected = {True: [], False: []}
     for text in stories:
-        expected[held_out(text, 0.1)].append([*reference.encode(text, add_special_tokens=False), 2])
+        expected[held_out(text.encode(), 0.1)].append([*reference.encode(text, add_special_tokens=False), 2])
     source = shards.sources[0]
-    assert read(tmp_path / "out", source.train.prefix) == expected[False]
-    assert read(tmp_path / "out", source.validation.prefix) == expected[True]
+    assert read(tmp_path / "out", source.train) == expected[False]
+    assert read(tmp_path / "out", source.validation) == expected[True]
     assert source.train.tokens == sum(map(len, expected[False]))
-    assert (source.documents, source.empty_documents) == (len(stories), 0)
+    assert source.counts.model_dump() == {
+        "documents": len(stories),
+        "kept": len(stories),
+        "empty": 0,
+        "rejected": 0,
+        "surplus": 0,
+    }
     assert (shards.eos_id, shards.vocab_size, shards.dtype) == (2, 2048, "uint16")
 
 
@@ -48,9 +59,9 @@ def test_llama2_and_qwen2_end_to_end(tmp_path, corpus, stories, data):
     for place, vocab, dtype in (("llama2", 32000, numpy.uint16), ("qwen2", 151936, numpy.int32)):
         tokenizer = load_tokenizer(data / "tokenizers" / place)
         shards = prepare(tmp_path / place, data / "tokenizers" / place, corpus, vocab=vocab)
-        kept = [text for text in stories if not held_out(text, 0.1)]
+        kept = [text for text in stories if not held_out(text.encode(), 0.1)]
         expected = [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(kept)]
-        assert read(tmp_path / place, shards.sources[0].train.prefix) == expected
+        assert read(tmp_path / place, shards.sources[0].train) == expected
         assert shards.dtype == dtype.__name__
 
 
@@ -62,9 +73,25 @@ def test_all_formats_give_the_same_tokens(tmp_path, stories, tiny_tokenizer, wri
     digests = set()
     for number, file in enumerate(files):
         source = prepare(tmp_path / str(number), tiny_tokenizer, file).sources[0]
-        assert source.documents == len(texts)
+        assert source.counts.kept == len(texts)
         digests.add((source.train.digest, source.validation.digest))
     assert len(digests) == 1
+
+
+def test_the_rows_are_made_of_the_documents(tmp_path, corpus, stories, tiny_tokenizer):
+    """Over several shards: whatever stands between two EOS in a row is a document, whole."""
+    shards = prepare(tmp_path / "out", tiny_tokenizer, corpus, piece_bytes=30_000, row_length=512)
+    part = shards.sources[0].train
+    assert len(part.shards) > 5
+    documents = {tuple(ids) for ids in read(tmp_path / "out", part)}
+    count = (part.tokens - 1) // 512
+    rows = build_rows(shards, tmp_path / "out", train_rows=count, validation_rows=1, cache_dir=tmp_path / "cache")
+    found = set()
+    for number in range(count):
+        ids = rows.train[number]["tokens"].numpy()
+        ends = numpy.flatnonzero(ids == shards.eos_id) + 1
+        found |= {tuple(ids[start:end].tolist()) for start, end in pairwise(ends)}
+    assert len(found) > count and found <= documents
 
 
 def test_same_inputs_same_bytes(tmp_path, corpus, tiny_tokenizer):
@@ -72,12 +99,12 @@ def test_same_inputs_same_bytes(tmp_path, corpus, tiny_tokenizer):
         prepare(tmp_path / name, tiny_tokenizer, corpus)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == [
-        "shard-00-stories-train.bin",
-        "shard-00-stories-train.idx",
-        "shard-00-stories-validation.bin",
-        "shard-00-stories-validation.idx",
+        "lineage.json",
+        "shards",
         "shards.json",
     ]
+    names = ["shards.json", *(f"shards/{path.name}" for path in (tmp_path / "one" / "shards").iterdir())]
+    assert len(names) == 5
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
@@ -95,36 +122,36 @@ def test_no_document_is_in_both_parts_even_over_sources(tmp_path, stories, tiny_
     parts = {"train": set(), "validation": set()}
     for source in shards.sources:
         for name, found in parts.items():
-            found |= set(map(tuple, read(tmp_path / "out", getattr(source, name).prefix)))
+            found |= set(map(tuple, read(tmp_path / "out", getattr(source, name))))
     assert parts["train"] and parts["validation"] and not parts["train"] & parts["validation"]
 
 
 def test_held_out_share_is_the_fraction_and_grows_with_it():
     texts = [f"document {number}" for number in range(20_000)]
-    few = {text for text in texts if held_out(text, 0.1)}
-    more = {text for text in texts if held_out(text, 0.2)}
+    few = {text for text in texts if held_out(text.encode(), 0.1)}
+    more = {text for text in texts if held_out(text.encode(), 0.2)}
     assert len(few) == pytest.approx(2000, abs=130)  # three standard deviations of the binomial
     assert few < more
-    assert not any(held_out(text, 0.0) for text in texts)
+    assert not any(held_out(text.encode(), 0.0) for text in texts)
 
 
 def test_empty_documents_are_skipped_and_counted(tmp_path, stories, tiny_tokenizer, write_jsonl):
     file = write_jsonl(tmp_path / "a.jsonl", ["", *stories, " \n\t", ""])
     source = prepare(tmp_path / "out", tiny_tokenizer, file).sources[0]
-    assert (source.documents, source.empty_documents) == (len(stories), 3)
+    assert (source.counts.kept, source.counts.empty) == (len(stories), 3)
 
 
 def test_token_budget_stops_at_the_document_that_reaches_it(tmp_path, corpus, tiny_tokenizer):
     whole = prepare(tmp_path / "whole", tiny_tokenizer, corpus, validation_fraction=0.0)
-    some = prepare(tmp_path / "some", tiny_tokenizer, corpus, validation_fraction=0.0, max_tokens=10_000)
-    documents = read(tmp_path / "some", some.sources[0].train.prefix)
-    assert documents == read(tmp_path / "whole", whole.sources[0].train.prefix)[: len(documents)]
+    some = prepare(tmp_path / "some", tiny_tokenizer, corpus, validation_fraction=0.0, tokens=10_000)
+    documents = read(tmp_path / "some", some.sources[0].train)
+    assert documents == read(tmp_path / "whole", whole.sources[0].train)[: len(documents)]
     assert 10_000 - len(documents[-1]) <= 10_000 <= some.sources[0].train.tokens < 10_000 + len(documents[-1])
 
 
 def test_token_budget_is_split_by_weight():
     sources = [{"path": "a", "weight": 3}, {"path": "b", "weight": 1}]
-    config = DataConfig.model_validate({"sources": sources, "row_length": 8, "max_tokens": 1000})
+    config = DataConfig.model_validate({"sources": sources, "row_length": 8, "tokens": 1000})
     assert token_budgets(config) == [750, 250]
 
 
@@ -135,7 +162,6 @@ def _bad_cases(tmp_path, stories, write_jsonl) -> dict[str, dict]:
         "tokenizer": {"path": good, "tokenizer": tmp_path / "nowhere", "says": "no such file"},
         "missing": {"path": tmp_path / "nowhere.jsonl", "says": "no such file"},
         "column": {"path": write_jsonl(tmp_path / "c.jsonl", ["a"], key="txt"), "says": "nearest: txt"},
-        "null": {"path": write_jsonl(tmp_path / "n.jsonl", [*stories, None]), "says": "document 401: text is null"},
         "no documents": {"path": write_jsonl(tmp_path / "e.jsonl", []), "says": "corpus is empty"},
         "no tokens": {"path": write_jsonl(tmp_path / "w.jsonl", ["", " "]), "says": "empty .2 empty documents"},
         "short": {"path": good, "row_length": 100_000, "says": r"a row of 100000 needs 100001.*lower row_length"},
@@ -144,7 +170,7 @@ def _bad_cases(tmp_path, stories, write_jsonl) -> dict[str, dict]:
             "validation_fraction": 1e-9,
             "says": "0 held-out tokens.*raise validation_fraction",
         },
-        "max_tokens": {"path": good, "max_tokens": 10, "row_length": 2000, "says": "raise max_tokens"},
+        "tokens": {"path": good, "tokens": 10, "row_length": 2000, "says": "raise tokens"},
     }
 
 
@@ -155,15 +181,14 @@ def _bad_cases(tmp_path, stories, write_jsonl) -> dict[str, dict]:
         "tokenizer",
         "missing",
         "column",
-        "null",
         "no documents",
         "no tokens",
         "short",
         "validation",
-        "max_tokens",
+        "tokens",
     ],
 )
-def test_bad_input_leaves_nothing(tmp_path, stories, tiny_tokenizer, write_jsonl, case: str):
+def test_bad_input_is_one_line_and_leaves_no_shards_json(tmp_path, stories, tiny_tokenizer, write_jsonl, case: str):
     options = _bad_cases(tmp_path, stories, write_jsonl)[case]
     path, says = options.pop("path"), options.pop("says")
     tokenizer = options.pop("tokenizer", tiny_tokenizer)
@@ -171,16 +196,28 @@ def test_bad_input_leaves_nothing(tmp_path, stories, tiny_tokenizer, write_jsonl
     with pytest.raises(DataError, match=says) as caught:
         prepare(out, tokenizer, path, **options)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run").exists()
+    if case in ("vocabulary", "tokenizer", "missing", "column"):
+        assert not (tmp_path / "run").exists()
+    assert not (out / "shards.json").exists()
 
 
-def test_a_second_source_that_fails_takes_the_first_with_it(tmp_path, corpus, tiny_tokenizer, write_jsonl):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "stage.log").write_text("kept")
-    with pytest.raises(DataError, match="is null"):
-        prepare(out, tiny_tokenizer, corpus, write_jsonl(tmp_path / "null.jsonl", ["a", None]))
-    assert [path.name for path in out.iterdir()] == ["stage.log"]
+def test_a_setting_mended_after_the_work_does_not_cost_the_work_again(tmp_path, corpus, tiny_tokenizer):
+    with pytest.raises(DataError, match="lower row_length"):
+        prepare(tmp_path / "out", tiny_tokenizer, corpus, row_length=100_000)
+    before = {path.name: path.stat().st_ino for path in (tmp_path / "out" / "shards").iterdir()}
+    shards = prepare(tmp_path / "out", tiny_tokenizer, corpus, row_length=64)
+    assert {path.name: path.stat().st_ino for path in (tmp_path / "out" / "shards").iterdir()} == before
+    assert shards.row_length == 64
+
+
+def test_other_settings_are_refused_with_their_name(tmp_path, corpus, tiny_tokenizer):
+    with pytest.raises(DataError, match="lower row_length"):
+        prepare(tmp_path / "out", tiny_tokenizer, corpus, row_length=100_000)
+    with pytest.raises(DataError, match=r"plan\.json: planned with seed 1234, now it is 5"):
+        prepare(tmp_path / "out", tiny_tokenizer, corpus, seed=5)
+    prepare(tmp_path / "out", tiny_tokenizer, corpus)
+    with pytest.raises(DataError, match="made with other settings"):
+        prepare(tmp_path / "out", tiny_tokenizer, corpus, seed=5)
 
 
 def test_check_refuses_without_tokenizing_or_writing(tmp_path, corpus, tiny_tokenizer, write_jsonl):
@@ -196,10 +233,28 @@ def test_check_refuses_without_tokenizing_or_writing(tmp_path, corpus, tiny_toke
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_full_disk(small_disk, corpus, tiny_tokenizer):
-    with pytest.raises(DataError, match="the disk is full"):
+def test_a_disk_that_is_too_small_is_refused_before_the_work(small_disk, corpus, tiny_tokenizer):
+    with pytest.raises(DataError, match=r"about [\d,]+ bytes of shards are still to be written, [\d,]+ bytes are free"):
         prepare(small_disk / "data", tiny_tokenizer, corpus)
     assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("small_disk", ["250k"], indirect=True)
+def test_a_disk_that_fills_anyway_keeps_only_complete_shards(tmp_path, small_disk, stories, tiny_tokenizer):
+    """The first pieces hold little text beside another column, so that the plan's sample promises little."""
+    lines = [json.dumps({"text": text, "page": "x" * 10_000}) for text in stories[:20]]
+    lines += [json.dumps({"text": text}) for text in stories] * 2
+    file = tmp_path / "in.jsonl"
+    file.write_text("\n".join(lines))
+    with pytest.raises(DataError, match="the disk is full"):
+        prepare(small_disk / "data", tiny_tokenizer, file, piece_bytes=50_000)
+    shards, pieces = small_disk / "data" / "shards", small_disk / "data" / "pieces"
+    complete = [path.stem for path in pieces.glob("0*.json")]
+    assert complete
+    for path in shards.iterdir():
+        assert path.name.startswith(tuple(complete)) and path.suffix in (".bin", ".idx")
+    for name in complete:
+        assert document_lengths(shards / f"{name}-train").sum() * 2 == (shards / f"{name}-train.bin").stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -207,10 +262,10 @@ def test_full_disk(small_disk, corpus, tiny_tokenizer):
     [
         (lambda folder: (folder / "shards.json").unlink(), "has no shards.json"),
         (lambda folder: (folder / "shards.json").write_text("{"), "not JSON"),
-        (lambda folder: (folder / "shards.json").write_text('{"schema_version": 9}'), "schema_version 9, need 1"),
+        (lambda folder: (folder / "shards.json").write_text('{"schema_version": 9}'), "schema_version 9, need 2"),
         (lambda folder: _edit(folder, "eos_id", -1), "eos_id: .* greater than or equal to 0"),
-        (lambda folder: next(folder.glob("*-train.idx")).unlink(), "train.idx: missing"),
-        (lambda folder: next(folder.glob("*-train.bin")).write_bytes(b"cut"), "train.bin: 3 bytes, not"),
+        (lambda folder: next(folder.glob("shards/*-train.idx")).unlink(), "train.idx: missing"),
+        (lambda folder: next(folder.glob("shards/*-train.bin")).write_bytes(b"cut"), "train.bin: 3 bytes, not"),
     ],
 )
 def test_a_damaged_set_is_not_loaded(tmp_path, corpus, tiny_tokenizer, change, says: str):
@@ -230,7 +285,7 @@ def test_a_source_can_be_all_training_or_all_held_out(tmp_path, stories, write_j
         {"path": str(write_jsonl(tmp_path / "a.jsonl", stories[:60])), "split": "train"},
         {"path": str(write_jsonl(tmp_path / "b.jsonl", stories[60:])), "split": "validation"},
     ]
-    shards = prepare(tmp_path / "out", tiny_tokenizer, sources=sources, max_tokens=5000)
+    shards = prepare(tmp_path / "out", tiny_tokenizer, sources=sources, tokens=5000)
     train, validation = shards.sources
     assert train.validation.documents == 0 and train.train.tokens >= 5000
     assert validation.train.documents == 0 and validation.validation.documents == len(stories) - 60

@@ -1,11 +1,20 @@
+import hashlib
+import os
+import subprocess
 from pathlib import Path
 
 import numpy
 import pytest
 
 from data_prep.errors import DataError
-from data_prep.megatron import IndexedDataset
-from data_prep.shards import ShardWriter, output_folder, write_text
+from data_prep.leftovers import remove_leftovers
+from data_prep.megatron import DType, IndexedDataset, IndexedDatasetBuilder
+from data_prep.shards import ShardWriter, document_lengths, pair_digest, partial, token_type, write_text
+
+
+def add(writer: ShardWriter, *documents: list[int]) -> None:
+    lengths = numpy.array([len(ids) for ids in documents], dtype=numpy.int64)
+    writer.add(numpy.concatenate(documents).astype(numpy.uint32), lengths)
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(49152, numpy.uint16), (65499, numpy.uint16), (65500, numpy.int32)])
@@ -14,8 +23,8 @@ def test_megatron_reads_back_what_was_written(tmp_path: Path, vocab_size: int, d
     written = [random.integers(0, vocab_size, size).tolist() for size in (1, 7, 5000, 2)]
     written.append([vocab_size - 1])
     with ShardWriter(tmp_path / "shard", vocab_size) as writer:
-        for ids in written:
-            writer.add(ids)
+        add(writer, *written[:2])
+        add(writer, *written[2:])
     read = IndexedDataset(str(tmp_path / "shard"))
     assert [one.tolist() for one in read] == written
     assert read.document_indices.tolist() == list(range(len(written) + 1))
@@ -25,15 +34,15 @@ def test_megatron_reads_back_what_was_written(tmp_path: Path, vocab_size: int, d
 
 def test_names_appear_only_at_the_end(tmp_path: Path):
     with ShardWriter(tmp_path / "shard", 100) as writer:
-        writer.add([1, 2])
-        assert [path.name for path in tmp_path.iterdir()] == [".shard.bin.partial"]
+        add(writer, [1, 2])
+        assert list(tmp_path.iterdir()) == [partial(tmp_path / "shard.bin")]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shard.bin", "shard.idx"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_nothing_stays_after_an_error(tmp_path: Path, error: type[BaseException]):
     with pytest.raises(error), ShardWriter(tmp_path / "shard", 100) as writer:
-        writer.add([1, 2])
+        add(writer, [1, 2])
         raise error
     assert list(tmp_path.iterdir()) == []
 
@@ -45,17 +54,57 @@ def test_no_documents_no_files(tmp_path: Path):
 
 
 def test_digest_is_of_the_bytes(tmp_path: Path):
-    import hashlib
-
     with ShardWriter(tmp_path / "shard", 100) as writer:
-        writer.add([1, 2, 3])
+        add(writer, [1, 2, 3])
     content = (tmp_path / "shard.bin").read_bytes() + (tmp_path / "shard.idx").read_bytes()
-    assert writer.digest == hashlib.sha256(content).hexdigest()
+    assert writer.digest == hashlib.sha256(content).hexdigest() == pair_digest(tmp_path / "shard")
+
+
+@pytest.mark.parametrize("vocab_size", [49152, 151_936])
+def test_every_byte_is_as_megatrons_own_builder_writes_it(tmp_path: Path, vocab_size: int):
+    random = numpy.random.default_rng(2)
+    documents = [random.integers(0, vocab_size, size).tolist() for size in random.integers(1, 300, 50)]
+    builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=DType.optimal_dtype(vocab_size))
+    for ids in documents:
+        builder.add_document(ids, [len(ids)])
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    with ShardWriter(tmp_path / "ours", vocab_size) as writer:
+        add(writer, *documents)
+    for suffix in (".bin", ".idx"):
+        assert (tmp_path / f"ours{suffix}").read_bytes() == (tmp_path / f"theirs{suffix}").read_bytes()
+    assert document_lengths(tmp_path / "ours").tolist() == [len(ids) for ids in documents]
+
+
+@pytest.mark.parametrize("vocab_size", [1, 65_499, 65_500, 65_535, 65_536, 200_000])
+def test_the_stored_type_is_megatrons_choice(vocab_size: int):
+    assert token_type(vocab_size) == DType.optimal_dtype(vocab_size).__name__
+
+
+def test_an_index_that_is_cut_or_foreign_is_refused(tmp_path: Path):
+    with ShardWriter(tmp_path / "shard", 100) as writer:
+        add(writer, *[[1]] * 100)
+    whole = (tmp_path / "shard.idx").read_bytes()
+    for content, says in ((whole[:200], "cut short"), (whole[:20], "not the index"), (b"x" * 900, "not the index")):
+        (tmp_path / "shard.idx").write_bytes(content)
+        with pytest.raises(DataError, match=says):
+            document_lengths(tmp_path / "shard")
+
+
+def test_temporaries_of_dead_processes_are_removed_and_those_of_living_ones_kept(tmp_path: Path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    mine = partial(tmp_path / "a.bin")
+    dead = mine.with_name(mine.name.replace(f"-{os.getpid()}.", f"-{gone.pid}."))
+    elsewhere = tmp_path / f".a.bin.another-host-{gone.pid}.partial"
+    for path in (mine, dead, elsewhere):
+        path.write_text("half")
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([mine, elsewhere])
 
 
 def test_an_id_that_does_not_fit_is_an_error(tmp_path: Path):
     with pytest.raises(OverflowError), ShardWriter(tmp_path / "shard", 100) as writer:
-        writer.add([70000])
+        add(writer, [70000])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -63,7 +112,7 @@ def test_full_disk_is_one_clear_line(small_disk: Path):
     says = r"^/.*/shard\.bin: the disk is full: [\d,]+ bytes written, [\d,]+ bytes free; .*$"
     with pytest.raises(DataError, match=says), ShardWriter(small_disk / "shard", 100) as writer:
         while True:
-            writer.add([1] * 1000)
+            add(writer, [1] * 1000)
     assert list(small_disk.iterdir()) == []
 
 
@@ -71,7 +120,7 @@ def test_disk_that_fills_with_the_index(small_disk: Path):
     """One-token documents: the index (20 bytes each) is what overflows, after the data has been written."""
     with pytest.raises(DataError, match="the disk is full"), ShardWriter(small_disk / "shard", 100) as writer:
         for _ in range(10_000):
-            writer.add([1])
+            add(writer, [1])
     assert list(small_disk.iterdir()) == []
 
 
@@ -79,19 +128,3 @@ def test_full_disk_under_a_text_file(small_disk: Path):
     with pytest.raises(DataError, match=r"a\.json: the disk is full"):
         write_text(small_disk / "a.json", "x" * 1_000_000)
     assert list(small_disk.iterdir()) == []
-
-
-def test_output_folder_leaves_nothing_of_its_own_after_an_error(tmp_path: Path):
-    (tmp_path / "log.txt").write_text("kept")
-    (tmp_path / "shard-0.bin").write_text("from a killed run")
-    with pytest.raises(RuntimeError), output_folder(tmp_path, ("shard-*",)) as folder:
-        assert [path.name for path in folder.iterdir()] == ["log.txt"]
-        (folder / "shard-1.bin").write_text("new")
-        raise RuntimeError
-    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
-
-
-def test_output_folder_removes_the_folders_it_made(tmp_path: Path):
-    with pytest.raises(RuntimeError), output_folder(tmp_path / "a" / "b", ("shard-*",)):
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ import pytest
 
 from data_prep import prepare
 from data_prep.config import DataConfig
+from data_prep.errors import DataError
 from model_surgery.errors import SurgeryError
 from pipeline.demo.run import MODEL
 from pipeline.errors import RecipeError
@@ -32,7 +33,7 @@ def test_an_exported_model_that_kept_rope_is_not_called_free_of_it() -> None:
 def test_shards_are_verified_by_their_bytes(shards: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(shards, tmp_path / "shards")
     assert inspect_path(folder, verify=True)["digests"] == "all shards as recorded"
-    victim = next(folder.glob("*-train.bin"))
+    victim = next(folder.glob("shards/*-train.bin"))
     content = bytearray(victim.read_bytes())
     content[7] ^= 1
     victim.write_bytes(content)
@@ -42,17 +43,17 @@ def test_shards_are_verified_by_their_bytes(shards: Path, tmp_path: Path) -> Non
 
 
 def test_verify_of_what_has_no_digests_is_refused(shards: Path, tiny_model: Path) -> None:
-    for path in (tiny_model, next(shards.glob("*.bin"))):
+    for path in (tiny_model, next(shards.glob("shards/*.bin"))):
         with pytest.raises(RecipeError, match="nothing records the digests"):
             inspect_path(path, verify=True)
 
 
 def test_half_a_shard_and_a_false_index_are_refused(shards: Path, tmp_path: Path) -> None:
-    shutil.copyfile(next(shards.glob("*.bin")), tmp_path / "half.bin")
+    shutil.copyfile(next(shards.glob("shards/*.bin")), tmp_path / "half.bin")
     with pytest.raises(RecipeError, match=r"half\.idx: no such file"):
         inspect_path(tmp_path / "half.bin")
     (tmp_path / "half.idx").write_bytes(b"no index")
-    with pytest.raises(RecipeError, match=r"half\.idx: not the index"):
+    with pytest.raises(DataError, match=r"half\.idx: not the index"):
         inspect_path(tmp_path / "half.bin")
 
 

@@ -83,6 +83,13 @@ def test_published_recipes_plan_without_network_and_write_nothing(drope: Any, tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_plan_says_how_often_the_data_are_read() -> None:
+    assert make_plan(load_recipe(RECIPES / "llama2-7b.yaml", ())).epochs == pytest.approx(10_485_760_000 / 10.5e9)
+    longer = load_recipe(RECIPES / "llama2-7b.yaml", ("recalibration.tokens=20971520000",))
+    assert "2.00 epochs of the data" in make_plan(longer).as_text()
+    assert make_plan(load_recipe(RECIPES / "llama2-7b.yaml", ("data.tokens=null",))).epochs is None
+
+
 def test_tp2_on_smollm_360m_is_refused(tmp_path: Path) -> None:
     recipe = load_recipe(RECIPES / "smollm-360m.yaml", ("surgery.tensor_parallel=2",))
     with pytest.raises(SurgeryError, match="15 query heads and 5 KV heads"):

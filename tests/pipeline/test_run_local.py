@@ -127,7 +127,7 @@ def test_inspect_knows_everything_in_a_run(finished: Path, tiny_model: Path, dro
         run_dir: "run",
         run_dir / "recalibration": "recalibration stage",
         run_dir / "recalibration" / "layout": "tensor-parallel layout",
-        next((run_dir / "data").glob("*.bin")): "Megatron shard",
+        next((run_dir / "data" / "shards").glob("*.bin")): "Megatron shard",
         run_dir / "export" / "drope": "Hugging Face checkpoint",
         tiny_model: "Hugging Face checkpoint",
     }

@@ -1,11 +1,13 @@
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
+import numpy
 import pytest
 
 from data_prep.errors import DataError
-from data_prep.tokenizers import load_tokenizer
+from data_prep.tokenizers.reference import load_tokenizer
 
 ADVERSARIAL = ["", " ", "\x00\x01\x7f", "é😀e\u0301漢字", "a" * 3000, "tab\there\n\n  two  spaces", "1234567"]
 # place below the shared data, largest id + 1, EOS
@@ -65,6 +67,65 @@ def test_special_names_in_text_stay_text(data: Path, place: str):
         assert tokenizer.eos_id in special
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
         assert ids and not special & set(ids), text
+
+
+@pytest.mark.parametrize("place", TOKENIZERS)
+def test_flat_ids_are_the_batch_in_a_row(data: Path, texts: list[str], place: str):
+    tokenizer = load_tokenizer(data / place)
+    tokens, expected = tokenizer.encode_flat(texts), tokenizer.encode_batch(texts)
+    assert (tokens.ids.dtype, tokens.offsets.dtype) == (numpy.uint32, numpy.int64)
+    assert len(tokens.offsets) == len(texts) + 1 and tokens.offsets[-1] == len(tokens.ids)
+    assert [tokens.document(i).tolist() for i in range(len(texts))] == expected
+    nothing = tokenizer.encode_flat([])
+    assert len(nothing.ids) == 0 and nothing.offsets.tolist() == [0]
+
+
+@pytest.mark.parametrize("place", TOKENIZERS)
+def test_decoded_text_shows_special_tokens(data: Path, place: str):
+    tokenizer = load_tokenizer(data / place)
+    ids = tokenizer.encode_flat(["One day, a naïve 漢字."]).ids
+    text = tokenizer.decode([*ids, tokenizer.eos_id, *ids]).replace("▁", " ")
+    assert text.count(tokenizer.eos_token) == 1
+    assert [part.strip() for part in text.split(tokenizer.eos_token)] == [tokenizer.decode(ids).strip()] * 2
+    if place != "models/tinystories-656k":  # its vocabulary has no such characters
+        assert tokenizer.decode(ids) == "One day, a naïve 漢字."
+
+
+def test_the_name_tells_the_library_and_its_version(data: Path):
+    assert load_tokenizer(data / "tokenizers" / "smollm").name == f"tokenizers {version('tokenizers')}"
+    assert load_tokenizer(data / "tokenizers" / "llama2").name == f"sentencepiece {version('sentencepiece')}"
+
+
+def test_special_ids_leave_out_what_text_has_by_right(data: Path):
+    """SmolLM lists U+FFFD, a character of many web pages, among its special tokens; <unk> is for unknown text."""
+    smollm = load_tokenizer(data / "tokenizers" / "smollm")
+    assert smollm.special_ids == set(range(17)) and smollm.eos_token in smollm.special_tokens
+    assert smollm.encode_flat(["\ufffd"]).ids.tolist() == [24211]
+    assert load_tokenizer(data / "tokenizers" / "llama2").special_ids == {1, 2}
+    assert load_tokenizer(data / "models" / "tinystories-656k").special_ids == {1, 2}
+
+
+def test_special_ids_of_a_unigram_model(tmp_path: Path):
+    from tokenizers import AddedToken, Tokenizer, models
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("a", -1.0)]
+    written = Tokenizer(models.Unigram(pieces, unk_id=2))
+    written.add_special_tokens([AddedToken(name, special=True) for name in ("<pad>", "</s>", "<unk>")])
+    written.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.special_ids == {0, 1} and tokenizer.encode_flat(["b"]).ids.tolist() == [2]
+
+
+@pytest.mark.parametrize("place", ["tokenizers/smollm", "tokenizers/qwen2", "models/tinystories-656k"])
+def test_fast_json_is_the_tokenizer_without_its_special_tokens(data: Path, texts: list[str], place: str):
+    from tokenizers import Tokenizer
+
+    tokenizer = load_tokenizer(data / place)
+    content = json.loads(tokenizer.fast_json)
+    assert not any(token["special"] for token in content["added_tokens"])
+    without = Tokenizer.from_str(tokenizer.fast_json)
+    texts = [*texts, *tokenizer.special_tokens]
+    assert [one.ids for one in without.encode_batch_fast(texts)] == tokenizer.encode_batch(texts)
 
 
 def test_a_file_is_as_good_as_its_folder(data: Path):

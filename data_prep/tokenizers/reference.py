@@ -2,12 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from data_prep.errors import DataError
+from data_prep.tokenizers.sentencepiece_json import bpe_tokenizer_json
+from data_prep.tokenizers.tokens import Tokens, flat
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -20,44 +24,96 @@ END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>")
 class Tokenizer(Protocol):
     """What data preparation needs of a tokenizer.
 
-    vocab_size is the largest id + 1, special tokens included; digest is the SHA-256 of the tokenizer's files.
+    name is the library with its version; vocab_size is the largest id + 1, special tokens included; digest is the
+    SHA-256 of the tokenizer's files; special_tokens are names, special_ids the ids that text must never become (the
+    unknown token's is none of them); fast_json is a tokenizer.json of the same vocabulary without the special tokens,
+    for the fast libraries, or None where it has no such form.
     """
 
+    name: str
     vocab_size: int
     eos_id: int
     eos_token: str
     digest: str
+    special_tokens: tuple[str, ...]
+    special_ids: frozenset[int]
+
+    @property
+    def fast_json(self) -> str | None: ...
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text. None are added, and a special token's name in a text is encoded as the text that it is."""
 
+    def encode_flat(self, texts: list[str]) -> Tokens:
+        """The ids of `encode_batch` as arrays."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids for people's eyes, special tokens as their names."""
+
 
 @dataclass(frozen=True)
-class HuggingFaceTokenizer:
-    """A `tokenizers` model (https://huggingface.co/docs/tokenizers)."""
+class _Reference:
+    """What the two kinds have in common."""
 
-    backend: "HuggingFaceBackend"
     vocab_size: int
     eos_id: int
     eos_token: str
     digest: str
+    special_tokens: tuple[str, ...]
+    special_ids: frozenset[int]
+    name: str
+
+    def encode_flat(self, texts: list[str]) -> Tokens:
+        return flat(self.encode_batch(texts))
+
+
+@dataclass(frozen=True)
+class HuggingFaceTokenizer(_Reference):
+    """A `tokenizers` model (https://huggingface.co/docs/tokenizers).
+
+    It encodes a batch with RAYON_NUM_THREADS threads, or one for each core, unless TOKENIZERS_PARALLELISM is false;
+    the variables are read when the first batch is encoded.
+    """
+
+    backend: "HuggingFaceBackend"
+
+    @cached_property
+    def fast_json(self) -> str | None:
+        content = json.loads(self.backend.to_str())
+        content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
+        content["post_processor"] = None  # it adds special tokens, which these ids are without
+        return json.dumps(content, ensure_ascii=False)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
 
 @dataclass(frozen=True)
-class SentencePieceTokenizer:
-    """A SentencePiece model; it never makes a control piece such as </s> out of text."""
+class SentencePieceTokenizer(_Reference):
+    """A SentencePiece model, on one thread; it never makes a control piece such as </s> out of text."""
 
     backend: "SentencePieceProcessor"
-    vocab_size: int
-    eos_id: int
-    eos_token: str
-    digest: str
+
+    @cached_property
+    def fast_json(self) -> str | None:
+        return bpe_tokenizer_json(self.backend)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return self.backend.encode(texts, out_type=int, add_bos=False, add_eos=False)
+        return self.backend.encode(texts, out_type=int, add_bos=False, add_eos=False, num_threads=1)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        parts: list[str] = []
+        run: list[int] = []
+        for i in map(int, ids):
+            if self.backend.is_control(i):  # decode would leave it out
+                parts += [self.backend.decode(run), self.backend.id_to_piece(i)]
+                run = []
+            else:
+                run.append(i)
+        return "".join([*parts, self.backend.decode(run)])
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -117,13 +173,32 @@ def _wrap(backend: "HuggingFaceBackend", folder: Path, files: tuple[str, ...]) -
     backend.no_truncation()
     vocabulary = backend.get_vocab(with_added_tokens=True)
     eos_token = _eos_token(folder, vocabulary)
+    special = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+    special[eos_token] = vocabulary[eos_token]
     return HuggingFaceTokenizer(
         backend=backend,
         vocab_size=max(vocabulary.values()) + 1,
         eos_id=vocabulary[eos_token],
         eos_token=eos_token,
         digest=_digest(folder, files),
+        special_tokens=tuple(special),
+        special_ids=frozenset(special.values()) - _ids_of_text(backend, special),
+        name=f"tokenizers {version('tokenizers')}",
     )
+
+
+def _ids_of_text(backend: "HuggingFaceBackend", special: dict[str, int]) -> set[int]:
+    """Special ids that text has by right: the unknown token's, and pieces that BPE joins out of bytes.
+
+    SmolLM lists U+FFFD among its special tokens by the byte-level spelling of its piece.
+    """
+    kind = type(backend.model).__name__
+    if kind == "Unigram":  # the one model whose class does not tell its unknown token
+        return {json.loads(backend.to_str())["model"]["unk_id"]}
+    ids = {i for name, i in special.items() if name == backend.model.unk_token}
+    if kind == "BPE":
+        ids |= {i for name, i in special.items() if [token.id for token in backend.model.tokenize(name)] == [i]}
+    return ids
 
 
 def _from_sentencepiece(file: Path) -> SentencePieceTokenizer:
@@ -135,12 +210,16 @@ def _from_sentencepiece(file: Path) -> SentencePieceTokenizer:
         raise DataError(f"tokenizer {file}: not a SentencePiece model ({_first_line(error)})") from error
     if backend.eos_id() < 0:
         raise DataError(f"tokenizer {file}: it has no end-of-sequence piece; train it with one (eos_id)")
+    special = [i for i in range(backend.get_piece_size()) if backend.is_control(i) or backend.is_unknown(i)]
     return SentencePieceTokenizer(
         backend=backend,
         vocab_size=backend.get_piece_size(),
         eos_id=backend.eos_id(),
         eos_token=backend.id_to_piece(backend.eos_id()),
         digest=_digest(file.parent, (file.name,)),
+        special_tokens=tuple(backend.id_to_piece(i) for i in special),
+        special_ids=frozenset(i for i in special if not backend.is_unknown(i)),
+        name=f"sentencepiece {version('sentencepiece')}",
     )
 
 

@@ -1,0 +1,169 @@
+"""Training runs in real processes, and the same run by transformers and torch in this process."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_prep.artifact import ShardSet
+from data_prep.rows import RowDataset, build_rows
+from model_surgery.config import SurgeryConfig
+from model_surgery.convert import convert
+from model_surgery.layout import Layout
+from pipeline.processes import torchrun
+from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.recalibration.job import Job
+from pipeline.recalibration.metrics import read_metrics
+
+ROW, BATCH, STEPS, LR = 32, 8, 10, 3e-3
+EOS = 1
+
+
+@pytest.fixture(scope="session")
+def shards(documents: Path, write_shards: Callable[..., ShardSet], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documents in the tiny model's tokens, 40 of 400 held out, in three shards each.
+
+    Two of three are cut to 3 words, so that rows hold very different numbers of documents.
+    """
+    folder = tmp_path_factory.mktemp("shards")
+    texts = [json.loads(line)["text"] for line in documents.read_text(encoding="utf-8").splitlines()]
+    ids = [[*(int(word[1:]) + 2 for word in text.split()), EOS] for text in texts]
+    ids = [document if number % 3 == 0 else [*document[:3], EOS] for number, document in enumerate(ids)]
+    write_shards(folder, (1.0, ids[40:], ids[:40]), shards=3, vocab_size=96, eos_id=EOS, row_length=ROW)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(
+    tiny_model: Path, write_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    tied = write_model(tmp_path_factory.mktemp("tied-model"), tie_word_embeddings=True)
+    return {"untied": tiny_model, "tied": tied}
+
+
+@pytest.fixture(scope="session")
+def layouts(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A TP 2 layout of each model."""
+    folders = {name: tmp_path_factory.mktemp(f"layout-{name}") for name in models}
+    for name, folder in folders.items():
+        convert(SurgeryConfig(tensor_parallel=2), source=models[name], out_dir=folder)
+    return folders
+
+
+@pytest.fixture(scope="session", name="settings")
+def _settings() -> Callable[..., RecalibrationConfig]:
+    """Ten steps on two data-parallel ranks; keyword arguments change single settings."""
+
+    def settings(**changes: object) -> RecalibrationConfig:
+        values = {
+            "tokens": STEPS * BATCH * ROW,
+            "batch": BATCH,
+            "micro_batch": 2,
+            "data_parallel": 2,
+            "lr": LR,
+            "precision": "fp32",
+            "schedule": {"kind": "cosine", "warmup_steps": 3, "min_lr_ratio": 0.1},
+            "checkpoint_every": 4,
+            "validation_rows": 7,
+            "validation_every": 5,
+        }
+        return RecalibrationConfig.model_validate(values | changes)
+
+    return settings
+
+
+@pytest.fixture(scope="session", name="train")
+def _train() -> Callable[..., list[dict[str, float]]]:
+    """Runs the training processes of a config; returns the lines of metrics.jsonl."""
+
+    def train(
+        config: RecalibrationConfig, layout: Path, shards: Path, out_dir: Path, position: str = "none"
+    ) -> list[dict[str, float]]:
+        out_dir.mkdir(exist_ok=True)
+        job = Job(config=config, position_embedding=position, layout=layout, shards=shards, out_dir=out_dir)
+        (out_dir / "job.json").write_text(job.model_dump_json())
+        processes = config.data_parallel * Layout.load(layout).tensor_parallel
+        arguments = [str(out_dir / "job.json")]
+        torchrun("pipeline.recalibration.worker", arguments, processes=processes, log=out_dir / "engine.log")
+        return read_metrics(out_dir)
+
+    return train
+
+
+def smollm3(source_folder: Path, position: str) -> torch.nn.Module:
+    """transformers' SmolLM3 with the weights of a Llama: with its RoPE, or without any."""
+    from transformers import AutoModelForCausalLM, SmolLM3Config, SmolLM3ForCausalLM
+
+    source = AutoModelForCausalLM.from_pretrained(source_folder)
+    kept = {k: v for k, v in source.config.to_dict().items() if k not in ("model_type", "architectures")}
+    layers = [int(position == "rope")] * source.config.num_hidden_layers
+    model = SmolLM3ForCausalLM(SmolLM3Config(**kept, no_rope_layers=layers))
+    model.load_state_dict(source.state_dict())
+    return model
+
+
+def block_mask(documents: torch.Tensor) -> torch.Tensor:
+    """Additive [rows, 1, length, length] mask written down entry by entry."""
+    rows, length = documents.shape
+    mask = torch.full((rows, 1, length, length), torch.finfo(torch.float32).min)
+    for row in range(rows):
+        for query in range(length):
+            for key in range(query + 1):
+                if documents[row, query] == documents[row, key]:
+                    mask[row, 0, query, key] = 0.0
+    return mask
+
+
+def reference_loss(model: torch.nn.Module, rows: RowDataset, indices: range) -> torch.Tensor:
+    """The mean loss over all counted tokens of the rows, in one pass over them."""
+    items = [rows[index] for index in indices]
+    batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
+    tokens, labels = batch["tokens"], batch["labels"].flatten()
+    masked = "documents" in batch
+    mask = block_mask(batch["documents"]) if masked else torch.ones_like(tokens)
+    logits = model(tokens, attention_mask=mask, use_cache=False).logits.flatten(0, 1)
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return losses[tokens.flatten() != EOS].mean() if masked else losses.mean()
+
+
+@pytest.fixture(scope="session", name="reference")
+def _reference() -> Callable[..., dict[str, Any]]:
+    """Ten steps of transformers' SmolLM3 under torch's AdamW, in this process, on the same rows."""
+
+    def reference(
+        source_folder: Path,
+        shards: Path,
+        cache: Path,
+        *,
+        weight_decay: float = 0.0,
+        position: str = "none",
+        mask_documents: bool = False,
+    ) -> dict[str, Any]:
+        model = smollm3(source_folder, position)
+        sizes = {"train_rows": STEPS * BATCH, "validation_rows": 7, "cache_dir": cache}
+        rows = build_rows(ShardSet.load(shards), shards, mask_documents=mask_documents, **sizes)
+        matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+        norms = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": norms, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), eps=1e-8)
+        lrs = [LR * s / 3 for s in (1, 2, 3)]
+        lrs += [LR * (0.1 + 0.9 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * s / 7)).item())) for s in range(1, 8)]
+        losses, grad_norms = [], []
+        for step in range(STEPS):
+            loss = reference_loss(model, rows.train, range(step * BATCH, (step + 1) * BATCH))
+            optimizer.zero_grad()
+            loss.backward()
+            grad_norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
+            for group in optimizer.param_groups:
+                group["lr"] = lrs[step]
+            optimizer.step()
+            losses.append(loss.item())
+        with torch.no_grad():
+            held = reference_loss(model, rows.validation, range(len(rows.validation))).item()
+        found = {"losses": losses, "grad_norms": grad_norms, "lrs": lrs, "validation_loss": held}
+        return found | {"model": model, "weights": model.state_dict(), "rows": rows}
+
+    return reference
