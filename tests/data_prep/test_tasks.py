@@ -18,7 +18,9 @@ from data_prep.config import DataConfig
 from data_prep.errors import DataError
 from data_prep.preparation import Preparation
 from data_prep.prepare import check_merge, run, work
+from data_prep.tokenizers.checked import CheckedEncoder
 from data_prep.tokenizers.reference import load_tokenizer
+from data_prep.work import do_piece
 
 PIECE = 20_000  # bytes: about thirty pieces
 
@@ -133,6 +135,10 @@ def test_a_task_that_comes_after_the_merge_does_no_harm(tmp_path, corpus, settin
     run(config, **settings, out_dir=tmp_path / "out", workers=1)
     with pytest.raises(DataError, match="cannot be written"):
         late.do(0, 5)
+    for job in list(late.jobs(0, 1))[:5]:
+        with pytest.raises(DataError, match="cannot be written"):
+            do_piece(job, CheckedEncoder(late.encoder, None, 0))
+        assert fingerprint(tmp_path / "out") == expected
     assert work(config, **settings, out_dir=tmp_path / "out", task=0, of=5, workers=1) == 0
     run(config, **settings, out_dir=tmp_path / "out", workers=1)
     assert fingerprint(tmp_path / "out") == expected
