@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-KNOWN_TYPES = ("llama", "smollm3")
+ROPE_TYPES = ("llama", "qwen2")
+KNOWN_TYPES = (*ROPE_TYPES, "smollm3")
 """Model types whose logits are the output layer applied to the decoder's states, with nothing in between."""
 
 _TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja")
@@ -69,7 +70,7 @@ def read_config(folder: Path) -> "PretrainedConfig":
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{folder}/config.json: unknown format: {_one_line(error)}") from None
     if config.model_type not in KNOWN_TYPES:
-        raise EvaluationError(f"{folder}: model type {config.model_type!r}; this evaluates {' and '.join(KNOWN_TYPES)}")
+        raise EvaluationError(f"{folder}: model type {config.model_type!r}; this evaluates {', '.join(KNOWN_TYPES)}")
     if not any(folder.glob("*.safetensors")):
         raise EvaluationError(f"{folder}: no *.safetensors weights there; other formats are not loaded")
     return config
@@ -78,10 +79,10 @@ def read_config(folder: Path) -> "PretrainedConfig":
 def require_rope(folder: Path, config: "PretrainedConfig") -> None:
     """Raises: EvaluationError unless every layer rotates with plain RoPE (the start of PI, NTK and YaRN)."""
     parameters = config.rope_parameters
-    if config.model_type != "llama" or parameters.get("rope_type") != "default":
+    if config.model_type not in ROPE_TYPES or parameters.get("rope_type") != "default":
         raise EvaluationError(
             f"{folder}: {config.model_type} with rope_type {parameters.get('rope_type')!r}; the RoPE variants start "
-            "from a llama model with rope_type 'default'"
+            "from a llama or qwen2 model with rope_type 'default'"
         )
 
 

@@ -1,7 +1,7 @@
 """Which Hugging Face tensors make which Megatron tensor: one declarative map, used in both directions."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from model_surgery.shape import ModelShape
@@ -12,14 +12,20 @@ class Join(StrEnum):
 
     REPLICATED = "replicated"
     """One source, whole on every rank."""
-    ROWS = "rows"
-    """One source, cut along its output dimension (column-parallel linear, vocabulary)."""
-    COLUMNS = "columns"
-    """One source, cut along its input dimension (row-parallel linear)."""
+    VOCABULARY = "vocabulary"
+    """One source, cut between its rows, one for each id."""
     QKV = "qkv"
-    """q, k, v interleaved by KV group: [q heads of the group, k head, v head] per group; cut between groups."""
+    """q, k, v (weights or biases) by KV group: [q heads of the group, k head, v head]; cut between groups."""
+    HEAD_COLUMNS = "head_columns"
+    """One source, cut along its input dimension between query heads, those of a KV group together."""
+    HEADS = "heads"
+    """One vector over all query heads, cut between them, those of a KV group together (a full-width q norm)."""
+    KV_HEADS = "kv_heads"
+    """One vector over all KV heads, cut between them (a full-width k norm)."""
     GATE_UP = "gate_up"
     """gate and up; every rank holds its rows of gate, then its rows of up."""
+    FFN_COLUMNS = "ffn_columns"
+    """One source, cut along its input dimension, the feed-forward's width."""
 
 
 @dataclass(frozen=True)
@@ -29,39 +35,62 @@ class Rule:
     target: str
     sources: tuple[str, ...]
     join: Join
+    wanted: Callable[[ModelShape], bool] = lambda shape: True
 
 
 _HF, _MEGATRON = "model.layers.{}.", "decoder.layers.{}."
 
-LLAMA = (
-    Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), Join.ROWS),
+DECODER = (
+    Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), Join.VOCABULARY),
     Rule(_MEGATRON + "input_layernorm.weight", (_HF + "input_layernorm.weight",), Join.REPLICATED),
     Rule(
         _MEGATRON + "self_attention.linear_qkv.weight",
         (_HF + "self_attn.q_proj.weight", _HF + "self_attn.k_proj.weight", _HF + "self_attn.v_proj.weight"),
         Join.QKV,
     ),
-    Rule(_MEGATRON + "self_attention.linear_proj.weight", (_HF + "self_attn.o_proj.weight",), Join.COLUMNS),
+    Rule(
+        _MEGATRON + "self_attention.linear_qkv.bias",
+        (_HF + "self_attn.q_proj.bias", _HF + "self_attn.k_proj.bias", _HF + "self_attn.v_proj.bias"),
+        Join.QKV,
+        wanted=lambda shape: shape.qkv_bias,
+    ),
+    *(
+        Rule(
+            _MEGATRON + f"self_attention.{part}_layernorm.weight",
+            (_HF + f"self_attn.{part}_norm.weight",),
+            join,
+            wanted=lambda shape, part=part, kind=kind: getattr(shape, f"{part}_norm") == kind,
+        )
+        for part, kind, join in (
+            ("q", "full", Join.HEADS),
+            ("k", "full", Join.KV_HEADS),
+            ("q", "per_head", Join.REPLICATED),
+            ("k", "per_head", Join.REPLICATED),
+        )
+    ),
+    Rule(_MEGATRON + "self_attention.linear_proj.weight", (_HF + "self_attn.o_proj.weight",), Join.HEAD_COLUMNS),
     Rule(_MEGATRON + "pre_mlp_layernorm.weight", (_HF + "post_attention_layernorm.weight",), Join.REPLICATED),
     Rule(
         _MEGATRON + "mlp.linear_fc1.weight",
         (_HF + "mlp.gate_proj.weight", _HF + "mlp.up_proj.weight"),
         Join.GATE_UP,
     ),
-    Rule(_MEGATRON + "mlp.linear_fc2.weight", (_HF + "mlp.down_proj.weight",), Join.COLUMNS),
+    Rule(_MEGATRON + "mlp.linear_fc2.weight", (_HF + "mlp.down_proj.weight",), Join.FFN_COLUMNS),
     Rule("decoder.final_layernorm.weight", ("model.norm.weight",), Join.REPLICATED),
-    Rule("output_layer.weight", ("lm_head.weight",), Join.ROWS),
+    Rule("output_layer.weight", ("lm_head.weight",), Join.VOCABULARY, wanted=lambda shape: not shape.tied),
 )
 
 
 def rules(shape: ModelShape) -> Iterator[Rule]:
-    """Every tensor of a model of this shape, with its layer number filled in."""
-    for rule in LLAMA:
-        if rule.target == "output_layer.weight" and shape.tied:
-            continue
-        layers = range(shape.layers) if "{}" in rule.target else (0,)
-        for layer in layers:
-            yield Rule(rule.target.format(layer), tuple(source.format(layer) for source in rule.sources), rule.join)
+    """Every tensor of a model of this shape, with its layer number filled in; layer by layer, as checkpoints store."""
+    wanted = [rule for rule in DECODER if rule.wanted(shape)]
+    first = next(index for index, rule in enumerate(wanted) if "{}" in rule.target)
+    in_layers = [rule for rule in wanted if "{}" in rule.target]
+    yield from wanted[:first]
+    for layer in range(shape.layers):
+        for rule in in_layers:
+            yield replace(rule, target=rule.target.format(layer), sources=tuple(n.format(layer) for n in rule.sources))
+    yield from wanted[first + len(in_layers) :]
 
 
 def source_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
@@ -77,6 +106,11 @@ def source_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
         "gate_proj.weight": (shape.ffn, shape.hidden),
         "up_proj.weight": (shape.ffn, shape.hidden),
         "down_proj.weight": (shape.hidden, shape.ffn),
+        "q_proj.bias": (q,),
+        "k_proj.bias": (kv,),
+        "v_proj.bias": (kv,),
+        "q_norm.weight": (q if shape.q_norm == "full" else shape.head_dim,),
+        "k_norm.weight": (kv if shape.k_norm == "full" else shape.head_dim,),
         "norm.weight": (shape.hidden,),
     }
 

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from model_surgery.shape import NormKind
+
 
 class SurgeryConfig(BaseModel):
     """How the checkpoint is cut and how the cut is verified."""
@@ -11,8 +13,19 @@ class SurgeryConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tensor_parallel: int = Field(1, ge=1, description="TP degree: number of ranks that share every layer")
-    verify: Literal["full", "off"] = Field(
-        "full", description="full: logits of the source against the layout, with RoPE and without; off: no check"
+    qk_norm: NormKind = Field(
+        "none", description="RMSNorm put on queries and keys: over all heads together (full) or over each (per_head)"
+    )
+    qk_norm_init: Literal["ones", "calibrated"] = Field(
+        "ones", description="weights of that norm: ones, as published, or measured so that attention logits keep scale"
+    )
+    calibration_rows: int = Field(
+        8, ge=1, description="training rows that a calibrated norm is measured on, sequences; held to 4096 tokens each"
+    )
+    verify: Literal["full", "sample", "off"] = Field(
+        "full",
+        description="full: logits of the source against the layout, with RoPE and without; sample: of its first, "
+        "middle and last layer alone, for models that do not fit in memory; both: every tensor comes back; off: none",
     )
     verify_tokens: int = Field(256, ge=8, description="length of the verified sequences, tokens (2 sequences)")
 

@@ -3,15 +3,18 @@
 import logging
 from pathlib import Path
 
+from torch import Tensor
 from tqdm import tqdm
 
 from model_surgery.architectures import rules
 from model_surgery.checkpoint import Checkpoint, fingerprint
 from model_surgery.config import SurgeryConfig
 from model_surgery.errors import SurgeryError
+from model_surgery.files import read_json
 from model_surgery.layout import Layout, LayoutWriter, remove_layout
 from model_surgery.partition import join
-from model_surgery.shape import ModelShape, read_shape
+from model_surgery.qk_norm import initial_norms, with_qk_norm
+from model_surgery.shape import ModelShape, read_shape, source_position_embedding
 from model_surgery.verify import Verification, verify
 
 log = logging.getLogger(__name__)
@@ -22,7 +25,7 @@ def check(config: SurgeryConfig, source: Path) -> ModelShape:
 
     Raises: SurgeryError.
     """
-    shape = read_shape(source)
+    shape = with_qk_norm(read_shape(source), config.qk_norm, str(source))
     shape.check_tensor_parallel(config.tensor_parallel, str(source))
     with Checkpoint(source):
         return shape
@@ -49,19 +52,27 @@ def run(config: SurgeryConfig, *, source: Path, out_dir: Path) -> tuple[Layout, 
     return layout, result
 
 
-def convert(config: SurgeryConfig, *, source: Path, out_dir: Path) -> Layout:
+def convert(config: SurgeryConfig, *, source: Path, out_dir: Path, norms: dict[str, Tensor] | None = None) -> Layout:
     """Cuts every tensor of the checkpoint into one slice per TP rank; layout.json is written last.
+
+    `norms`: weights of the norms that are put in, by their Hugging Face names; default: ones.
 
     Raises: SurgeryError if a tensor holds NaN or infinity, or the disk is full; then nothing stays behind.
     """
     with Checkpoint(source) as checkpoint:
-        plan = list(rules(checkpoint.shape))
-        with LayoutWriter(out_dir, checkpoint.shape, config.tensor_parallel) as writer:
+        shape = with_qk_norm(checkpoint.shape, config.qk_norm, str(source))
+        inserted = initial_norms(checkpoint.shape, shape) if norms is None else norms
+        plan = list(rules(shape))
+        with LayoutWriter(out_dir, shape, config.tensor_parallel) as writer:
             for rule in tqdm(plan, desc="surgery", unit="tensor", disable=None):
-                parts = tuple(checkpoint.tensor(name) for name in rule.sources)
-                writer.put(rule, join(parts, rule.join, checkpoint.shape))
+                parts = tuple(inserted[name] if name in inserted else checkpoint.tensor(name) for name in rule.sources)
+                writer.put(rule, join(parts, rule.join, shape))
             layout = writer.finish(
-                position_embedding="none", source=str(source), source_fingerprint=fingerprint(source)
+                position_embedding="none",
+                source=str(source),
+                source_fingerprint=fingerprint(source),
+                source_position_embedding=source_position_embedding(read_json(source / "config.json")),
+                inserted_norms=config.qk_norm_init if inserted else None,
             )
     log.info("%d tensors cut for TP %d", len(plan), config.tensor_parallel)
     return layout

@@ -1,7 +1,7 @@
-"""A layout becomes a Hugging Face folder that stock transformers loads: SmolLM3 without RoPE layers, or Llama.
+"""A layout becomes a Hugging Face folder that stock transformers loads: SmolLM3 without RoPE, or the source's class.
 
-`SmolLM3ForCausalLM` with `no_rope_layers = [0, 0, ...]` is Llama without positional embeddings, weight for weight
-(https://huggingface.co/docs/transformers/model_doc/smollm3), so no remote code is needed.
+`SmolLM3ForCausalLM` with `no_rope_layers = [0, 0, ...]` is Llama without positional embeddings, weight for weight, and
+Qwen2 with one bias more, of zeros (https://huggingface.co/docs/transformers/model_doc/smollm3).
 """
 
 import logging
@@ -15,10 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from model_surgery.architectures import Join
 from model_surgery.config import ExportConfig
 from model_surgery.errors import SurgeryError
 from model_surgery.files import atomic_path, nothing_left_on_failure, read_json, write_json, write_text
-from model_surgery.layout import Layout, read_sources
+from model_surgery.layout import Entry, Layout, read_sources
 from model_surgery.model_card import model_card
 from model_surgery.shape import ModelShape, read_shape
 
@@ -75,9 +76,9 @@ def run(
 
 def write_weights(layout_dir: Path, layout: Layout, out_dir: Path, dtype: torch.dtype) -> None:
     """model-*.safetensors with their index; one layout tensor in memory at a time, plus the shard being filled."""
-    sizes = [sum(_elements(piece.shape) for piece in entry.pieces) * dtype.itemsize for entry in layout.tensors]
-    shards = max(1, -(-sum(sizes) // _SHARD_BYTES))
-    limit = -(-sum(sizes) // shards)
+    size = layout.shape.parameters * dtype.itemsize
+    shards = max(1, -(-size // _SHARD_BYTES))
+    limit = -(-size // shards)
     pending: dict[str, torch.Tensor] = {}
     weight_map: dict[str, str] = {}
     pending_bytes = total = 0
@@ -92,7 +93,7 @@ def write_weights(layout_dir: Path, layout: Layout, out_dir: Path, dtype: torch.
         pending_bytes = 0
 
     for entry in tqdm(layout.tensors, desc="export", unit="tensor", disable=None):
-        for name, tensor in read_sources(layout_dir, layout, entry).items():
+        for name, tensor in exported_tensors(layout_dir, layout, entry).items():
             pending[name] = _cast(tensor, dtype, name)
             pending_bytes += tensor.numel() * dtype.itemsize
             total += tensor.numel() * dtype.itemsize
@@ -102,6 +103,22 @@ def write_weights(layout_dir: Path, layout: Layout, out_dir: Path, dtype: torch.
         flush()
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     write_json(out_dir / "model.safetensors.index.json", index)
+
+
+def exported_tensors(layout_dir: Path, layout: Layout, entry: Entry) -> dict[str, torch.Tensor]:
+    """The tensors of the exported model that one tensor of the layout makes, under their names there.
+
+    SmolLM3 has biases on all four projections of the attention or on none, Qwen2 not on the last: there it is zero.
+    """
+    tensors = read_sources(layout_dir, layout, entry)
+    if _has_output_bias(layout) and entry.join is Join.QKV and entry.target.endswith("bias"):
+        name = entry.sources[0].replace("q_proj", "o_proj")
+        tensors[name] = torch.zeros(layout.shape.hidden, dtype=tensors[entry.sources[0]].dtype)
+    return tensors
+
+
+def _has_output_bias(layout: Layout) -> bool:
+    return layout.shape.qkv_bias and layout.position_embedding == "none"
 
 
 def exported_config(source: dict[str, Any], layout: Layout, dtype: str) -> dict[str, Any]:
@@ -116,7 +133,7 @@ def exported_config(source: dict[str, Any], layout: Layout, dtype: str) -> dict[
         **_sizes(layout.shape),
         "dtype": dtype,
         "use_cache": True,
-        "attention_bias": False,
+        "attention_bias": _has_output_bias(layout),
         "attention_dropout": 0.0,
         "mlp_bias": False,
         "drope": {"trained_steps": layout.trained_steps, "trained_tokens": layout.trained_tokens},
@@ -126,7 +143,8 @@ def exported_config(source: dict[str, Any], layout: Layout, dtype: str) -> dict[
 def _architecture(layout: Layout) -> dict[str, Any]:
     rope = {"rope_theta": layout.shape.rope_theta, "rope_type": "default"}
     if layout.position_embedding == "rope":
-        return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rope_parameters": rope}
+        name = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[layout.shape.model_type]
+        return {"architectures": [name], "model_type": layout.shape.model_type, "rope_parameters": rope}
     return {
         "architectures": ["SmolLM3ForCausalLM"],
         "model_type": "smollm3",
@@ -229,10 +247,3 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
     if not torch.isfinite(cast).all():
         raise SurgeryError(f"{name}: holds NaN, infinity or a number too large for {dtype}; export as float32 to see")
     return cast
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

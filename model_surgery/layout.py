@@ -48,12 +48,15 @@ class Entry(_Frozen):
 class Layout(_Frozen):
     """What layout.json says. `position_embedding` is what the model that these weights are for has."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     shape: ModelShape
     tensor_parallel: int = Field(ge=1)
     position_embedding: Literal["none", "rope"]
     source: str
     source_fingerprint: str
+    source_position_embedding: Literal["none", "rope"] = "rope"
+    inserted_norms: Literal["ones", "calibrated"] | None = None
+    """How the weights of the norms of queries and keys began that surgery put in; None where it put none in."""
     trained_steps: int = 0
     trained_tokens: int = 0
     tensors: tuple[Entry, ...]
@@ -80,6 +83,12 @@ class Layout(_Frozen):
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"]) or "the whole"
             raise SurgeryError(f"{path}: not a layout: {where}: {problem['msg']}; run the stage again") from error
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a layout that is made from this one says of its source."""
+        names = ("source", "source_fingerprint", "source_position_embedding", "inserted_norms")
+        return {name: getattr(self, name) for name in names}
 
     def digest(self) -> str:
         """sha256 over shapes, cuts and the digests of all pieces: equal if and only if all slices are equal."""
@@ -112,7 +121,7 @@ class LayoutWriter:
 
     def put(self, rule: Rule, joined: Tensor) -> None:
         """Cuts a joined tensor and takes every rank's slice."""
-        slices = split(joined, rule.join, self.tensor_parallel)
+        slices = split(joined, rule.join, self.shape, self.tensor_parallel)
         self.put_slices(rule, slices)
 
     def put_slices(self, rule: Rule, slices: list[Tensor]) -> None:
@@ -183,7 +192,10 @@ def read_sources(folder: Path, layout: Layout, entry: Entry) -> dict[str, Tensor
     for rank, piece in enumerate(entry.pieces):
         with open_pieces(folder / piece.file) as handle:
             slices.append(_intact(_read(handle, entry, rank, folder), entry, rank, folder))
-    joined = unsplit(slices, entry.join, layout.shape)
+    try:
+        joined = unsplit(slices, entry.join, layout.shape)
+    except SurgeryError as error:
+        raise SurgeryError(f"{folder}: {entry.target}: {error}") from error
     return dict(zip(entry.sources, unjoin(joined, entry.join, layout.shape), strict=True))
 
 

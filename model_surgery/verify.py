@@ -157,7 +157,7 @@ def layout_logits(folder: Path, rank: int, tokens: Tensor) -> dict[str, Tensor]:
     for position_embedding in ("rope", "none"):
         model = build_model(layout.shape, position_embedding=position_embedding).eval()
         load_slices(model, slices)
-        logits[position_embedding] = full_logits(model, tokens)
+        logits[position_embedding] = full_logits(model, tokens)[..., : layout.shape.vocab].contiguous()
     return logits
 
 

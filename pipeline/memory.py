@@ -42,6 +42,7 @@ def training_memory(
 
     `bytes_per_value` is 2 for bf16 and 4 for fp32; gradients are summed in fp32 in either.
     """
+    shape = shape.padded(tensor_parallel)
     parameters = shape.parameters // tensor_parallel
     # AdamW's two moments and the master weights in fp32; DeepSpeed keeps masters beside fp32 weights too.
     optimizer = parameters * 12

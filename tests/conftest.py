@@ -32,11 +32,11 @@ def tinystories(shared_data: Path) -> Path:
     return shared_data / "models" / "tinystories-656k"
 
 
-def write_model(folder: Path, **sizes: object) -> Path:
-    """A random Llama (4 query heads, 2 KV heads, 2 layers, vocabulary 96) with a word-level tokenizer."""
+def write_model(folder: Path, model_type: str = "llama", **sizes: object) -> Path:
+    """A random Llama or Qwen2 (4 query heads, 2 KV heads, 2 layers, vocabulary 96) with a word-level tokenizer."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<unk>", "<eos>", *WORDS])}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -56,10 +56,10 @@ def write_model(folder: Path, **sizes: object) -> Path:
         "rms_norm_eps": 1e-5,
     }
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**(settings | sizes)))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(settings | sizes)))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:  # norms of ones would hide a norm that is not loaded
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # norms of ones, and biases of zeros, would hide one that is not loaded
                 parameter.uniform_(0.5, 1.5)
     model.save_pretrained(folder)
     return folder
@@ -67,13 +67,27 @@ def write_model(folder: Path, **sizes: object) -> Path:
 
 @pytest.fixture(scope="session", name="write_model")
 def _write_model() -> Callable[..., Path]:
-    """The function that writes a random tiny Llama into a folder; keyword arguments change its config."""
+    """The function that writes a random tiny Llama or Qwen2 into a folder; keyword arguments change its config."""
     return write_model
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def odd_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """6 query and 3 KV heads, feed-forward 67, 97 ids: nothing divides by 2 or 4."""
+    sizes = {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 48}
+    return write_model(tmp_path_factory.mktemp("odd-model"), vocab_size=97, intermediate_size=67, **sizes)
+
+
+@pytest.fixture(scope="session")
+def qwen2_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tied Qwen2 with 3 KV heads of 2 query heads each, and biases on q, k and v."""
+    sizes = {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 48, "tie_word_embeddings": True}
+    return write_model(tmp_path_factory.mktemp("qwen2-model"), "qwen2", **sizes)
 
 
 @pytest.fixture(scope="session")

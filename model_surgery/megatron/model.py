@@ -16,6 +16,7 @@ from torch import Tensor
 from model_surgery.architectures import Join, rules
 from model_surgery.errors import SurgeryError
 from model_surgery.megatron.attention import SDPAttention, document_mask
+from model_surgery.megatron.qk_norm import norm_specs
 from model_surgery.shape import ModelShape
 
 
@@ -35,21 +36,24 @@ def build_model(
 
     Forward: token ids [batch, length] -> logits [batch, length, vocab / TP], or with labels the loss [batch, length].
     """
+    tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
+    padded = shape.padded(tensor_parallel)
     config = TransformerConfig(
         num_layers=shape.layers,
         hidden_size=shape.hidden,
-        ffn_hidden_size=shape.ffn,
-        num_attention_heads=shape.heads,
-        num_query_groups=shape.kv_heads,
+        ffn_hidden_size=padded.ffn,
+        num_attention_heads=padded.heads,
+        num_query_groups=padded.kv_heads,
         kv_channels=shape.head_dim,
         normalization="RMSNorm",
         layernorm_epsilon=shape.norm_eps,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
+        tensor_model_parallel_size=tensor_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
@@ -62,31 +66,52 @@ def build_model(
         masked_softmax_fusion=False,
     )
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-    spec.submodules.self_attention.submodules.core_attention = SDPAttention
+    attention = spec.submodules.self_attention.submodules
+    attention.core_attention = SDPAttention
+    for name, norm in norm_specs(shape, tensor_parallel).items():
+        setattr(attention, name, norm)
     model = GPTModel(
         config=config,
         transformer_layer_spec=spec,
-        vocab_size=shape.vocab,
+        vocab_size=padded.vocab,
         max_sequence_length=max_length or shape.context,
         share_embeddings_and_output_weights=shape.tied,
         position_embedding_type=position_embedding,
         rotary_base=shape.rope_theta,
     )
     mark_partitioned(model, shape)
+    mask_padded_vocabulary(model, shape.vocab, padded.vocab)
     return model.to(dtype)
+
+
+def mask_padded_vocabulary(model: GPTModel, vocab: int, padded: int) -> None:
+    """Gives ids from `vocab` to `padded` the lowest logit that there is: they weigh nothing in a softmax or a loss."""
+    rows = padded // parallel_state.get_tensor_model_parallel_world_size()
+    real = min(max(0, vocab - rows * parallel_state.get_tensor_model_parallel_rank()), rows)
+    if real == rows:
+        return
+
+    def mask(module: torch.nn.Module, inputs: object, output: tuple[Tensor, Tensor | None]) -> tuple:
+        logits, bias = output
+        lowest = torch.finfo(logits.dtype).min
+        return torch.nn.functional.pad(logits[..., :real], (0, rows - real), value=lowest), bias
+
+    model.output_layer.register_forward_hook(mask)
 
 
 def mark_partitioned(model: GPTModel, shape: ModelShape) -> None:
     """Tells gradient-norm code which parameters are slices, so that it sums those over TP ranks and not the others.
 
-    Megatron-core marks them while it draws initial weights, which is switched off here; without the marks DeepSpeed
-    takes every parameter for a replicated one, and the norm that gradients are clipped by comes out too small.
+    Megatron-core marks matrices while it draws initial weights, which is switched off here (biases it always marks);
+    without the marks DeepSpeed takes every parameter for a replicated one, and the norm that gradients are clipped by
+    comes out too small.
     """
     parameters = dict(model.named_parameters())
     for rule in rules(shape):
-        if rule.join is not Join.REPLICATED:
-            axis = 1 if rule.join is Join.COLUMNS else 0
-            set_tensor_model_parallel_attributes(parameters[rule.target], is_parallel=True, dim=axis, stride=1)
+        parameter = parameters[rule.target]
+        if rule.join is not Join.REPLICATED and not hasattr(parameter, "tensor_model_parallel"):
+            axis = 1 if rule.join in (Join.HEAD_COLUMNS, Join.FFN_COLUMNS) else 0
+            set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=axis, stride=1)
 
 
 def load_slices(model: GPTModel, slices: dict[str, Tensor]) -> None:
@@ -115,7 +140,7 @@ def token_losses(model: torch.nn.Module, tokens: Tensor, labels: Tensor, documen
 
 
 def full_logits(model: torch.nn.Module, tokens: Tensor) -> Tensor:
-    """Logits [batch, length, vocab], gathered from all TP ranks onto every one."""
+    """Logits [batch, length, padded vocab], gathered from all TP ranks onto every one."""
     with torch.inference_mode():
         return gather_from_tensor_model_parallel_region(model(tokens, _positions(tokens), None)).contiguous()
 

@@ -44,8 +44,7 @@ def save_outcome(
         if writer:
             writer.finish(
                 position_embedding=job.position_embedding,
-                source=layout.source,
-                source_fingerprint=layout.source_fingerprint,
+                **layout.origin,
                 trained_steps=steps,
                 trained_tokens=tokens,
             )

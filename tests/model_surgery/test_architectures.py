@@ -4,16 +4,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from model_surgery.architectures import rules, source_shapes
 from model_surgery.known_models import KNOWN_MODELS
 from model_surgery.shape import ModelShape
 
+QWEN2 = {"model_type": "qwen2", "qkv_bias": True}
 
-def real_model(shape: ModelShape) -> LlamaForCausalLM:
-    """transformers' Llama of this shape, without memory for its weights."""
-    config = LlamaConfig(
+
+def real_model(shape: ModelShape) -> PreTrainedModel:
+    """transformers' model of this shape, without memory for its weights."""
+    config = AutoConfig.for_model(
+        shape.model_type,
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
         intermediate_size=shape.ffn,
@@ -27,10 +30,10 @@ def real_model(shape: ModelShape) -> LlamaForCausalLM:
         eos_token_id=None,
     )
     with torch.device("meta"):
-        return LlamaForCausalLM(config)
+        return AutoModelForCausalLM.from_config(config)
 
 
-@pytest.mark.parametrize("sizes", [{"tied": False}, {"tied": True}, {"kv_heads": 4, "head_dim": 16}])
+@pytest.mark.parametrize("sizes", [{"tied": False}, {"tied": True}, {"kv_heads": 4, "head_dim": 16}, QWEN2])
 def test_source_shapes_and_parameters_are_those_of_transformers(
     sizes: dict[str, object], make_shape: Callable[..., ModelShape]
 ) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from model_surgery import convert, partition
 from model_surgery.architectures import Join
+from model_surgery.checkpoint import Checkpoint
 from model_surgery.config import SurgeryConfig
 from model_surgery.errors import SurgeryError
-from model_surgery.layout import LAYOUT_FILE, Layout, damaged_tensors
+from model_surgery.layout import LAYOUT_FILE, Layout, damaged_tensors, read_sources
 from model_surgery.shape import ModelShape
 from model_surgery.verify import (
     Comparison,
@@ -56,7 +57,7 @@ PLANTED: dict[str, tuple[Join, Callable[[Parts], Parts]]] = {
     "k and v swapped": (Join.QKV, lambda parts: (parts[0], parts[2], parts[1])),
     "gate and up swapped": (Join.GATE_UP, lambda parts: parts[::-1]),
     "output projection transposed": (
-        Join.COLUMNS,
+        Join.HEAD_COLUMNS,
         lambda parts: tuple(part.T.contiguous() if part.shape[0] == part.shape[1] else part for part in parts),
     ),
 }
@@ -73,10 +74,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 def test_what_cannot_be_cut_is_refused_before_anything_is_written(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "layout"
-    with pytest.raises(
-        SurgeryError, match=r"surgery\.tensor_parallel = 4: .* has 2 KV heads, not divisible by it; use"
-    ):
-        convert.run(SurgeryConfig(tensor_parallel=4), source=tiny_model, out_dir=out)
+    with pytest.raises(SurgeryError, match=r"surgery\.tensor_parallel = 8: .* has 4 query heads; use 4 or less"):
+        convert.run(SurgeryConfig(tensor_parallel=8), source=tiny_model, out_dir=out)
     assert not out.exists()
     assert convert.check(SurgeryConfig(tensor_parallel=2), tiny_model).kv_heads == 2
 
@@ -129,14 +128,29 @@ def test_a_grouped_untied_model_at_tp_2_passes(layouts: dict[int, Path], tiny_mo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "tensor_parallel"), [("odd", 2), ("odd", 4), ("qwen2", 2), ("qwen2", 4)])
+def test_a_model_whose_heads_do_not_divide_passes(
+    name: str, tensor_parallel: int, odd_model: Path, qwen2_model: Path, tmp_path: Path
+) -> None:
+    source = {"odd": odd_model, "qwen2": qwen2_model}[name]
+    layout, result = convert.run(SurgeryConfig(tensor_parallel=tensor_parallel), source=source, out_dir=tmp_path)
+    assert result.ok
+    assert max(result.with_rope.max_difference, result.without_pe.max_difference) < 3e-5
+    with Checkpoint(source) as checkpoint:
+        for entry in layout.tensors:
+            for source_name, tensor in read_sources(tmp_path, layout, entry).items():
+                assert torch.equal(tensor, checkpoint.tensor(source_name))
+
+
+@pytest.mark.slow
 def test_a_layout_that_fails_its_verification_is_refused_and_removed(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bug that TP 1 cannot have: gate above up, cut as one matrix, so that rank 0 has all of gate."""
 
-    def split(joined: Tensor, how: Join, tensor_parallel: int) -> list[Tensor]:
+    def split(joined: Tensor, how: Join, shape: ModelShape, tensor_parallel: int) -> list[Tensor]:
         if how is not Join.GATE_UP:
-            return partition.split(joined, how, tensor_parallel)
+            return partition.split(joined, how, shape, tensor_parallel)
         return [piece.contiguous() for piece in joined.flatten(0, 1).chunk(tensor_parallel)]
 
     monkeypatch.setattr("model_surgery.layout.split", split)

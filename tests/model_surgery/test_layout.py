@@ -98,7 +98,7 @@ def test_a_layout_json_that_is_none_is_refused(layout_copy: Path, tmp_path: Path
 
     assert "Invalid JSON" in refusal(b"{")
     assert "not a layout" in refusal(b"\xff\xfe")
-    assert "schema_version" in refusal(whole | {"schema_version": 2})
+    assert "schema_version" in refusal(whole | {"schema_version": 1})
     assert "extra" in refusal(whole | {"extra": 1})
     assert "2 pieces for TP 3" in refusal(whole | {"tensor_parallel": 3})
     whole["tensors"][0]["pieces"][0]["file"] = "../tp00-0000.safetensors"

@@ -13,6 +13,7 @@ from model_surgery.errors import SurgeryError
 from model_surgery.layout import Layout, read_rank
 from model_surgery.megatron.attention import SDPAttention
 from model_surgery.megatron.model import build_model, full_logits, load_slices, token_losses
+from model_surgery.partition import PARTITION_AXIS
 from model_surgery.shape import ModelShape
 
 pytestmark = pytest.mark.usefixtures("megatron_of_one")
@@ -27,7 +28,7 @@ def loaded(folder: Path, position_embedding: str = "none") -> torch.nn.Module:
     return model
 
 
-@pytest.mark.parametrize("sizes", [{"tied": True}, {"tied": False}, {"kv_heads": 4, "head_dim": 16}])
+@pytest.mark.parametrize("sizes", [{"tied": True}, {"qkv_bias": True}, {"kv_heads": 4, "head_dim": 16}])
 def test_the_rules_name_exactly_the_parameters(sizes: dict[str, object], make_shape: Callable[..., ModelShape]) -> None:
     shape = make_shape(**sizes)
     model = build_model(shape, position_embedding="none")
@@ -53,7 +54,7 @@ def test_exactly_the_cut_parameters_are_marked(
     by_name = dict(model.named_parameters())
     for rule in rules(shape):
         if rule.join is not Join.REPLICATED:
-            assert by_name[rule.target].partition_dim == (1 if rule.join is Join.COLUMNS else 0)
+            assert by_name[rule.target].partition_dim == PARTITION_AXIS[rule.join] - (rule.join is Join.GATE_UP)
 
 
 def test_the_marks_are_those_that_megatron_makes_itself(make_shape: Callable[..., ModelShape]) -> None:

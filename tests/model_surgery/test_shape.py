@@ -25,6 +25,7 @@ def config(tiny_model: Path) -> dict[str, object]:
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ({"attention_bias": True}, "attention_bias = True"),
         ({"mlp_bias": True}, "mlp_bias = True"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window = True"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "'yarn'"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
@@ -94,16 +95,21 @@ def test_defaults_are_those_of_transformers(config: dict[str, object]) -> None:
     assert shape.tied == real.tie_word_embeddings
 
 
-def test_tensor_parallel_that_does_not_fit_names_what_does(make_shape: Callable[..., ModelShape]) -> None:
+def test_a_cut_that_does_not_divide_is_padded(make_shape: Callable[..., ModelShape]) -> None:
     smollm = KNOWN_MODELS["HuggingFaceTB/SmolLM-360M"]
-    with pytest.raises(SurgeryError) as refused:
-        smollm.check_tensor_parallel(2, "SmolLM-360M")
-    assert str(refused.value) == (
-        "surgery.tensor_parallel = 2: SmolLM-360M has 15 query heads and 5 KV heads, not divisible by it; use 1"
-    )
-    # Its heads divide by 5, its vocabulary does not.
-    with pytest.raises(SurgeryError, match="49152 vocabulary, not divisible by it; use 1"):
-        smollm.check_tensor_parallel(5)
-    with pytest.raises(SurgeryError, match=r"use 1 or 5$"):
-        make_shape(heads=15, kv_heads=5, ffn=2560, vocab=49155).check_tensor_parallel(2)
-    KNOWN_MODELS["meta-llama/Llama-2-7b-hf"].check_tensor_parallel(32)
+    padded = smollm.padded(2)
+    assert (padded.heads, padded.kv_heads, padded.ffn, padded.vocab) == (18, 6, 2560, 49152)
+    assert smollm.padded(5).vocab == 49155
+    assert smollm.padded(1) == smollm
+    assert make_shape(kv_heads=2).padded(4).heads == 8  # more ranks than KV heads: whole groups of zeros
+    llama = KNOWN_MODELS["meta-llama/Llama-2-7b-hf"]
+    assert llama.padded(32) == llama
+
+
+def test_more_ranks_than_query_heads_are_refused() -> None:
+    smollm = KNOWN_MODELS["HuggingFaceTB/SmolLM-360M"]
+    with pytest.raises(
+        SurgeryError, match=r"^surgery\.tensor_parallel = 16: SmolLM-360M has 15 query heads; use 15 or"
+    ):
+        smollm.check_tensor_parallel(16, "SmolLM-360M")
+    smollm.check_tensor_parallel(15)

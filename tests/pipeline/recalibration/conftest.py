@@ -38,10 +38,14 @@ def shards(documents: Path, write_shards: Callable[..., ShardSet], tmp_path_fact
 
 @pytest.fixture(scope="session")
 def models(
-    tiny_model: Path, write_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Path,
+    odd_model: Path,
+    qwen2_model: Path,
+    write_model: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     tied = write_model(tmp_path_factory.mktemp("tied-model"), tie_word_embeddings=True)
-    return {"untied": tiny_model, "tied": tied}
+    return {"untied": tiny_model, "tied": tied, "odd": odd_model, "qwen2": qwen2_model}
 
 
 @pytest.fixture(scope="session")
@@ -93,16 +97,14 @@ def _train() -> Callable[..., list[dict[str, float]]]:
     return train
 
 
-def smollm3(source_folder: Path, position: str) -> torch.nn.Module:
-    """transformers' SmolLM3 with the weights of a Llama: with its RoPE, or without any."""
-    from transformers import AutoModelForCausalLM, SmolLM3Config, SmolLM3ForCausalLM
+def source_model(folder: Path, position: str) -> torch.nn.Module:
+    """transformers' own model of a checkpoint: with its RoPE, or with every rotation made the identity."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    source = AutoModelForCausalLM.from_pretrained(source_folder)
-    kept = {k: v for k, v in source.config.to_dict().items() if k not in ("model_type", "architectures")}
-    layers = [int(position == "rope")] * source.config.num_hidden_layers
-    model = SmolLM3ForCausalLM(SmolLM3Config(**kept, no_rope_layers=layers))
-    model.load_state_dict(source.state_dict())
-    return model
+    config = AutoConfig.from_pretrained(folder)
+    if position == "none":
+        config.rope_parameters = {**config.rope_parameters, "rope_type": "linear", "factor": 1e30}
+    return AutoModelForCausalLM.from_pretrained(folder, config=config)
 
 
 def block_mask(documents: torch.Tensor) -> torch.Tensor:
@@ -131,7 +133,7 @@ def reference_loss(model: torch.nn.Module, rows: RowDataset, indices: range) -> 
 
 @pytest.fixture(scope="session", name="reference")
 def _reference() -> Callable[..., dict[str, Any]]:
-    """Ten steps of transformers' SmolLM3 under torch's AdamW, in this process, on the same rows."""
+    """Ten steps (or `steps`) of transformers' model under torch's AdamW, in this process, on the same rows."""
 
     def reference(
         source_folder: Path,
@@ -141,18 +143,20 @@ def _reference() -> Callable[..., dict[str, Any]]:
         weight_decay: float = 0.0,
         position: str = "none",
         mask_documents: bool = False,
+        steps: int = STEPS,
     ) -> dict[str, Any]:
-        model = smollm3(source_folder, position)
-        sizes = {"train_rows": STEPS * BATCH, "validation_rows": 7, "cache_dir": cache}
+        model = source_model(source_folder, position)
+        sizes = {"train_rows": steps * BATCH, "validation_rows": 7, "cache_dir": cache}
         rows = build_rows(ShardSet.load(shards), shards, mask_documents=mask_documents, **sizes)
         matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
         norms = [parameter for parameter in model.parameters() if parameter.ndim == 1]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": norms, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), eps=1e-8)
         lrs = [LR * s / 3 for s in (1, 2, 3)]
-        lrs += [LR * (0.1 + 0.9 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * s / 7)).item())) for s in range(1, 8)]
+        decay = [torch.tensor(torch.pi * s / (steps - 3)) for s in range(1, steps - 2)]
+        lrs += [LR * (0.1 + 0.9 * 0.5 * (1 + torch.cos(angle).item())) for angle in decay]
         losses, grad_norms = [], []
-        for step in range(STEPS):
+        for step in range(steps):
             loss = reference_loss(model, rows.train, range(step * BATCH, (step + 1) * BATCH))
             optimizer.zero_grad()
             loss.backward()

@@ -1,0 +1,35 @@
+"""Putting an RMSNorm on queries and keys at surgery."""
+
+import torch
+from torch import Tensor
+
+from model_surgery.architectures import source_shapes
+from model_surgery.errors import SurgeryError
+from model_surgery.shape import ModelShape, NormKind
+
+
+def with_qk_norm(shape: ModelShape, kind: NormKind, name: str) -> ModelShape:
+    """The shape of the model with norms of this kind on queries and keys; with "none" as it is.
+
+    Raises: SurgeryError if it has such norms already.
+    """
+    if kind == "none":
+        return shape
+    if shape.q_norm != "none" or shape.k_norm != "none":
+        raise SurgeryError(
+            f"surgery.qk_norm = {kind!r}: {name} has norms already (q: {shape.q_norm}, k: {shape.k_norm}); use 'none', "
+            "which keeps them"
+        )
+    return shape.model_copy(update={"q_norm": kind, "k_norm": kind})
+
+
+def inserted_names(source: ModelShape, shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """Name and shape of the tensors that `shape` has and its source has not: the norms that surgery puts in."""
+    known = source_shapes(source)
+    return {name: size for name, size in source_shapes(shape).items() if name not in known}
+
+
+def initial_norms(source: ModelShape, shape: ModelShape) -> dict[str, Tensor]:
+    """Weights of ones for every norm that is put in, in the source's dtype, as the published models began."""
+    dtype = getattr(torch, source.dtype)
+    return {name: torch.ones(size, dtype=dtype) for name, size in inserted_names(source, shape).items()}
