@@ -183,19 +183,33 @@ def read_rank(folder: Path, layout: Layout, rank: int) -> dict[str, Tensor]:
     return {entry.target: _intact(piece, entry, rank, folder) for entry, piece in _stored(folder, layout, rank)}
 
 
+def read_slice(folder: Path, entry: Entry, rank: int) -> Tensor:
+    """One TP rank's slice of one layout tensor.
+
+    Raises: SurgeryError if its file is missing or unreadable, or it does not have its digest.
+    """
+    with open_pieces(folder / entry.pieces[rank].file) as handle:
+        return _intact(_read(handle, entry, rank, folder), entry, rank, folder)
+
+
+def read_joined(folder: Path, layout: Layout, entry: Entry) -> Tensor:
+    """One layout tensor put together again from all ranks, without padding: what `partition.split` cut.
+
+    Raises: SurgeryError if a file is missing or unreadable, a slice does not have its digest, or its padding is not 0.
+    """
+    slices = [read_slice(folder, entry, rank) for rank in range(layout.tensor_parallel)]
+    try:
+        return unsplit(slices, entry.join, layout.shape)
+    except SurgeryError as error:
+        raise SurgeryError(f"{folder}: {entry.target}: {error}") from error
+
+
 def read_sources(folder: Path, layout: Layout, entry: Entry) -> dict[str, Tensor]:
     """The Hugging Face tensors that one layout tensor was made of, put together again from all ranks.
 
-    Raises: SurgeryError if a file is missing or unreadable, or a slice does not have its digest.
+    Raises: SurgeryError as `read_joined`.
     """
-    slices = []
-    for rank, piece in enumerate(entry.pieces):
-        with open_pieces(folder / piece.file) as handle:
-            slices.append(_intact(_read(handle, entry, rank, folder), entry, rank, folder))
-    try:
-        joined = unsplit(slices, entry.join, layout.shape)
-    except SurgeryError as error:
-        raise SurgeryError(f"{folder}: {entry.target}: {error}") from error
+    joined = read_joined(folder, layout, entry)
     return dict(zip(entry.sources, unjoin(joined, entry.join, layout.shape), strict=True))
 
 
