@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model_surgery.shape import NormKind
 
@@ -19,15 +19,24 @@ class SurgeryConfig(BaseModel):
     qk_norm_init: Literal["ones", "calibrated"] = Field(
         "ones", description="weights of that norm: ones, as published, or measured so that attention logits keep scale"
     )
-    calibration_rows: int = Field(
-        8, ge=1, description="training rows that a calibrated norm is measured on, sequences; held to 4096 tokens each"
-    )
+    calibration_rows: int = Field(4, ge=1, description="training rows that a calibrated norm is measured on, sequences")
     verify: Literal["full", "sample", "off"] = Field(
         "full",
         description="full: logits of the source against the layout, with RoPE and without; sample: of its first, "
         "middle and last layer alone, for models that do not fit in memory; both: every tensor comes back; off: none",
     )
     verify_tokens: int = Field(256, ge=8, description="length of the verified sequences, tokens (2 sequences)")
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a norm is measured on rows."""
+        return self.qk_norm != "none" and self.qk_norm_init == "calibrated"
+
+    @model_validator(mode="after")
+    def _init_belongs_to_a_norm(self) -> "SurgeryConfig":
+        if self.qk_norm == "none" and self.qk_norm_init != "ones":
+            raise ValueError(f"qk_norm_init = {self.qk_norm_init!r} is for a norm that is put in; set qk_norm too")
+        return self
 
 
 class ExportConfig(BaseModel):

@@ -1,12 +1,14 @@
 """Surgery: a Hugging Face checkpoint with RoPE becomes a tensor-parallel layout without positional embeddings."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 from tqdm import tqdm
 
 from model_surgery.architectures import rules
+from model_surgery.calibration import Calibration, calibrate
 from model_surgery.checkpoint import Checkpoint, fingerprint
 from model_surgery.config import SurgeryConfig
 from model_surgery.errors import SurgeryError
@@ -15,6 +17,7 @@ from model_surgery.layout import Layout, LayoutWriter, remove_layout
 from model_surgery.partition import join
 from model_surgery.qk_norm import initial_norms, with_qk_norm
 from model_surgery.shape import ModelShape, read_shape, source_position_embedding
+from model_surgery.verification_text import verification_tokens
 from model_surgery.verify import Verification, verify
 
 log = logging.getLogger(__name__)
@@ -31,25 +34,48 @@ def check(config: SurgeryConfig, source: Path) -> ModelShape:
         return shape
 
 
-def run(config: SurgeryConfig, *, source: Path, out_dir: Path) -> tuple[Layout, Verification | None]:
+@dataclass(frozen=True)
+class Surgery:
+    """What the stage made and measured."""
+
+    layout: Layout
+    verification: Verification | None
+    calibration: Calibration | None
+
+
+def run(config: SurgeryConfig, *, source: Path, out_dir: Path, rows: Tensor | None = None) -> Surgery:
     """Converts and verifies. A layout that fails its verification is removed.
 
-    Raises: SurgeryError on bad input, or if the layout's logits are not those of the source.
+    `rows`: token ids [rows, length], where a norm is to be calibrated on them.
+
+    Raises: SurgeryError on bad input, or if the layout does not compute what the source computes.
     """
-    check(config, source)
-    layout = convert(config, source=source, out_dir=out_dir)
+    shape = check(config, source)
+    if note := shape.padding(config.tensor_parallel):
+        log.info("TP %d: %s", config.tensor_parallel, note)
+    calibration = calibrate(source, read_shape(source), shape, _rows(rows)) if config.calibrates else None
+    norms = calibration.norms if calibration else initial_norms(read_shape(source), shape)
+    layout = convert(config, source=source, out_dir=out_dir, norms=norms)
     if config.verify == "off":
         log.warning("surgery.verify = off: the layout is not compared with its source")
-        return layout, None
+        return Surgery(layout, None, calibration)
     try:
-        result = verify(source, out_dir, layout, length=config.verify_tokens)
+        tokens, text = verification_tokens(source, shape, config.verify_tokens)
+        sample = config.verify == "sample"
+        result = verify(source, out_dir, layout, tokens=tokens, text_tokens=text, sample=sample, norms=norms)
         if not result.ok:
             raise SurgeryError(f"{out_dir}: the layout does not compute what {source} computes: {result.describe()}")
     except BaseException:
         remove_layout(out_dir, layout)
         raise
     log.info("verified: %s", result.describe())
-    return layout, result
+    return Surgery(layout, result, calibration)
+
+
+def _rows(rows: Tensor | None) -> Tensor:
+    if rows is None:
+        raise SurgeryError("surgery.qk_norm_init = 'calibrated': needs training rows to measure on; none were given")
+    return rows
 
 
 def convert(config: SurgeryConfig, *, source: Path, out_dir: Path, norms: dict[str, Tensor] | None = None) -> Layout:

@@ -1,4 +1,4 @@
-"""Putting an RMSNorm on queries and keys at surgery."""
+"""Putting an RMSNorm on queries and keys at surgery: which tensors that adds."""
 
 import torch
 from torch import Tensor
@@ -23,13 +23,11 @@ def with_qk_norm(shape: ModelShape, kind: NormKind, name: str) -> ModelShape:
     return shape.model_copy(update={"q_norm": kind, "k_norm": kind})
 
 
-def inserted_names(source: ModelShape, shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    """Name and shape of the tensors that `shape` has and its source has not: the norms that surgery puts in."""
-    known = source_shapes(source)
-    return {name: size for name, size in source_shapes(shape).items() if name not in known}
-
-
 def initial_norms(source: ModelShape, shape: ModelShape) -> dict[str, Tensor]:
-    """Weights of ones for every norm that is put in, in the source's dtype, as the published models began."""
-    dtype = getattr(torch, source.dtype)
-    return {name: torch.ones(size, dtype=dtype) for name, size in inserted_names(source, shape).items()}
+    """Weights of ones for every norm that `shape` has and its source has not, as the published models began.
+
+    By their Hugging Face names, in the source's dtype.
+    """
+    known, dtype = source_shapes(source), getattr(torch, source.dtype)
+    added = {name: size for name, size in source_shapes(shape).items() if name not in known}
+    return {name: torch.ones(size, dtype=dtype) for name, size in added.items()}

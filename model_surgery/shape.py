@@ -69,6 +69,18 @@ class ModelShape(BaseModel):
             }
         )
 
+    def padding(self, tensor_parallel: int) -> str:
+        """What is padded at this TP degree and what it costs, in words; empty where everything divides."""
+        padded = self.padded(tensor_parallel)
+        names = {"heads": "query heads", "kv_heads": "KV heads", "ffn": "feed-forward", "vocab": "vocabulary"}
+        grown = [
+            f"{label} {getattr(self, n)} -> {getattr(padded, n)}"
+            for n, label in names.items()
+            if getattr(self, n) != getattr(padded, n)
+        ]
+        more = padded.parameters / self.parameters - 1
+        return f"padded with zeros: {', '.join(grown)} (+{more:.1%} weights)" if grown else ""
+
     def check_tensor_parallel(self, tensor_parallel: int, name: str = "the model") -> None:
         """Raises: SurgeryError if there are more ranks than query heads: some would hold nothing but padding."""
         if tensor_parallel > self.heads:
@@ -110,6 +122,8 @@ _ATTENTION_TYPES: dict[str, tuple[NormKind, NormKind]] = {
 }
 """attention_type in the config of a published DroPE model -> its norms of queries and keys."""
 
+_DTYPES = ("float32", "bfloat16", "float16")
+
 _PLAIN = {
     "hidden_act": "silu",
     "attention_bias": False,
@@ -140,6 +154,9 @@ def shape_from_config(raw: dict[str, Any], where: str) -> ModelShape:
             raise SurgeryError(f"{where}: {key} = {raw[key]!r} is not supported; only {wanted!r} is")
     q_norm, k_norm = _norms(raw, where)
     rope = _rope(raw, where)
+    dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+    if dtype not in _DTYPES:
+        raise SurgeryError(f"{where}: dtype = {dtype!r} is not supported; supported: {', '.join(_DTYPES)}")
     try:
         heads = int(raw["num_attention_heads"])
         shape = ModelShape(
@@ -155,7 +172,7 @@ def shape_from_config(raw: dict[str, Any], where: str) -> ModelShape:
             tied=raw.get("tie_word_embeddings", False),
             norm_eps=raw.get("rms_norm_eps", 1e-6),
             rope_theta=rope.get("rope_theta", raw.get("rope_theta", 10000.0)),
-            dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32",
+            dtype=dtype,
             qkv_bias=_FAMILIES[model_type] == "qwen2",
             q_norm=q_norm,
             k_norm=k_norm,

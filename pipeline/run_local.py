@@ -155,7 +155,7 @@ def identify(stage: Stage, recipe: Recipe, *, partial: bool = False) -> Identity
     Raises: RecipeError if an input stage is not complete.
     """
     inputs = dict(stage.sources(recipe))
-    for name in stage.needs:
+    for name in (*stage.needs, *stage.needs_also(recipe)):
         if name not in {other.name for other in stages_of(recipe)}:
             continue
         manifest = Manifest.load(recipe.folder / name)

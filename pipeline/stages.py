@@ -18,6 +18,8 @@ class Stage:
     needs: tuple[str, ...]
     config: Callable[[Recipe], dict[str, Any]]
     run: Callable[[Recipe, Path, Path], dict[str, Any]]
+    needs_also: Callable[[Recipe], tuple[str, ...]] = lambda recipe: ()
+    """What it needs only with some settings."""
     sources: Callable[[Recipe], dict[str, str]] = lambda recipe: {}
     """Fingerprints of what lies outside the run's folder."""
     wanted: Callable[[Recipe], bool] = lambda recipe: True
@@ -105,12 +107,31 @@ def _run_data(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
 def _run_surgery(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
     from model_surgery import convert
 
-    layout, verification = convert.run(recipe.surgery, source=resolve_model(recipe.model), out_dir=out_dir)
+    rows = _calibration_rows(recipe, run) if recipe.surgery.calibrates else None
+    made = convert.run(recipe.surgery, source=resolve_model(recipe.model), out_dir=out_dir, rows=rows)
     return {
-        "parameters": layout.shape.parameters,
-        "layout_digest": layout.digest(),
-        "verification": verification.facts() if verification else None,
+        "parameters": made.layout.shape.parameters,
+        "padding": made.layout.shape.padding(made.layout.tensor_parallel),
+        "layout_digest": made.layout.digest(),
+        "verification": made.verification.facts() if made.verification else None,
+        "calibration": made.calibration.facts() if made.calibration else None,
     }
+
+
+def _calibration_rows(recipe: Recipe, run: Path) -> Any:
+    """The first training rows as token ids, int64 [rows, row_length]."""
+    import tempfile
+
+    import torch
+
+    from data_prep.artifact import ShardSet
+    from data_prep.rows import build_rows
+
+    count = recipe.surgery.calibration_rows
+    with tempfile.TemporaryDirectory(prefix="drope-rows-") as cache:
+        shards = ShardSet.load(run / "data")
+        rows = build_rows(shards, run / "data", train_rows=count, validation_rows=0, cache_dir=Path(cache)).train
+        return torch.stack([rows[index]["tokens"] for index in range(count)])
 
 
 def _train(recipe: Recipe, position_embedding: Literal["none", "rope"], run: Path, out_dir: Path) -> dict[str, Any]:
@@ -210,6 +231,7 @@ STAGES = (
         "surgery",
         "drop the positional embeddings and cut the checkpoint into its tensor-parallel layout",
         needs=(),
+        needs_also=lambda recipe: ("data",) if recipe.surgery.calibrates else (),
         config=lambda recipe: _dump(recipe.surgery),
         run=_run_surgery,
         sources=_model_fingerprint,

@@ -63,11 +63,11 @@ def checks(data: RunData) -> list[Check]:
     """Does the layout compute what the source computes, and the export what was trained? As the stages recorded it."""
     found = []
     if "surgery" in data.manifests and (verification := data.manifests["surgery"].facts.get("verification")):
-        for key, name in (("with_rope", "Layout with RoPE"), ("without_pe", "Layout without PE")):
-            compared, tokens = verification[key], count(verification["tokens"])
+        tokens = count(verification["tokens"])
+        for name, compared in verification["comparisons"].items():
             found.append(
                 Check(
-                    name=f"{name} against the source: largest logit difference",
+                    name=f"Layout {name} against the source: largest logit difference",
                     difference=f"{compared['max_difference']:.1e}",
                     limit=f"{compared['limit']:.1e}",
                     detail=f"top-1 agreement {compared['top1_agreement']:.2%} over {tokens} tokens",

@@ -121,11 +121,11 @@ class Run:
 
     def write_surgery(self, folder: Path, recipe: Recipe) -> dict[str, Any]:
         (folder / "layout.json").write_text("{}", encoding="utf-8")
-        verification = {
-            "with_rope": {"max_difference": 3.1e-6, "limit": 1.2e-4, "top1_agreement": 1.0},
-            "without_pe": {"max_difference": 2.4e-6, "limit": 1.2e-4, "top1_agreement": 1.0},
-            "tokens": 128,
+        comparisons = {
+            "with RoPE": {"max_difference": 3.1e-6, "limit": 1.2e-4, "top1_agreement": 1.0},
+            "without PE": {"max_difference": 2.4e-6, "limit": 1.2e-4, "top1_agreement": 1.0},
         }
+        verification = {"comparisons": comparisons, "tokens": 128}
         return {"parameters": 655_872, "layout_digest": "cd" * 32, "verification": verification}
 
     def write_recalibration(self, folder: Path, recipe: Recipe) -> dict[str, Any]:
