@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from model_surgery.architectures import rules
+from model_surgery.architectures import Rule, rules
 from model_surgery.calibration import Calibration, calibrate
 from model_surgery.checkpoint import Checkpoint, fingerprint
 from model_surgery.config import SurgeryConfig
@@ -89,10 +89,13 @@ def convert(config: SurgeryConfig, *, source: Path, out_dir: Path, norms: dict[s
         shape = with_qk_norm(checkpoint.shape, config.qk_norm, str(source))
         inserted = initial_norms(checkpoint.shape, shape) if norms is None else norms
         plan = list(rules(shape))
-        with LayoutWriter(out_dir, shape, config.tensor_parallel) as writer:
-            for rule in tqdm(plan, desc="surgery", unit="tensor", disable=None):
-                parts = tuple(inserted[name] if name in inserted else checkpoint.tensor(name) for name in rule.sources)
-                writer.put(rule, join(parts, rule.join, shape))
+        sizes = [sum(checkpoint.nbytes(name) for name in rule.sources if name not in inserted) for rule in plan]
+        progress = tqdm(desc="surgery", total=sum(sizes), unit="B", unit_scale=True, disable=None)
+        with progress, LayoutWriter(out_dir, shape, config.tensor_parallel) as writer:
+            for rule, size in zip(plan, sizes, strict=True):
+                # The parts get no name here, which would keep them mapped while the next ones are read.
+                writer.put(rule, join(_parts(rule, checkpoint, inserted), rule.join, shape))
+                progress.update(size)
             layout = writer.finish(
                 position_embedding="none",
                 source=str(source),
@@ -102,3 +105,7 @@ def convert(config: SurgeryConfig, *, source: Path, out_dir: Path, norms: dict[s
             )
     log.info("%d tensors cut for TP %d", len(plan), config.tensor_parallel)
     return layout
+
+
+def _parts(rule: Rule, checkpoint: Checkpoint, inserted: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    return tuple(inserted[name] if name in inserted else checkpoint.tensor(name) for name in rule.sources)

@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -10,17 +14,19 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from model_surgery.architectures import Join, Rule
+from model_surgery.architectures import Join, Rule, rules
 from model_surgery.errors import SurgeryError
 from model_surgery.files import atomic_path, write_json
 from model_surgery.partition import split, unjoin, unsplit
 from model_surgery.shape import ModelShape
+from model_surgery.tensor_file import TensorFile, tensor_bytes
 
 LAYOUT_FILE = "layout.json"
-_FLUSH_BYTES = 512 << 20
+_THREADS = 4
+_WAITING_BYTES = 256 << 20
+_PAGE = 4096
 
 
 class _Frozen(BaseModel):
@@ -97,18 +103,25 @@ class Layout(_Frozen):
 
 
 class LayoutWriter:
-    """Writes a layout tensor by tensor; holds at most about 512 MiB, then writes a file per rank.
+    """Writes a layout tensor by tensor, in one file per TP rank, while its caller makes the next one ready.
 
-    As a context manager, or if writing itself fails, it removes what it has written when an error ends it.
+    A few threads digest and write; at most about 256 MiB wait for them. Files do not depend on their number. A slice
+    that was given must not be changed afterwards.
+
+    As a context manager it leaves nothing behind unless `finish` has succeeded. Until then files have temporary names,
+    and an earlier layout in the folder stays as it is.
     """
 
     def __init__(self, folder: Path, shape: ModelShape, tensor_parallel: int) -> None:
         self.folder, self.shape, self.tensor_parallel = folder, shape, tensor_parallel
-        self._pending: list[dict[str, Tensor]] = [{} for _ in range(tensor_parallel)]
-        self._pending_bytes = 0
-        self._file_number = 0
-        self._entries: list[Entry] = []
-        self._written: list[Path] = []
+        self._paths = [folder / f"tp{rank:02d}-0000.safetensors" for rank in range(tensor_parallel)]
+        self._files: list[TensorFile] = []
+        self._temporaries = ExitStack()
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="layout-writer")
+        self._waiting: deque[tuple[Future[str], int]] = deque()
+        self._waiting_bytes = 0
+        self._puts: list[_Put] = []
+        self._finished = False
 
     def __enter__(self) -> "LayoutWriter":
         return self
@@ -116,8 +129,10 @@ class LayoutWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind:
-            _remove(self._written)
+        self._pool.shutdown(cancel_futures=True)
+        if not self._finished:
+            error = error or RuntimeError("LayoutWriter.finish was not called")
+            self._temporaries.__exit__(type(error), error, error.__traceback__)
 
     def put(self, rule: Rule, joined: Tensor) -> None:
         """Cuts a joined tensor and takes every rank's slice."""
@@ -125,54 +140,86 @@ class LayoutWriter:
         self.put_slices(rule, slices)
 
     def put_slices(self, rule: Rule, slices: list[Tensor]) -> None:
-        """Takes slices that are cut already, one per rank."""
-        pieces = []
-        for rank, piece in enumerate(slices):
-            self._pending[rank][rule.target] = piece
-            self._pending_bytes += piece.numel() * piece.element_size()
-            pieces.append(Piece(file=self._file(rank), shape=tuple(piece.shape), sha256=tensor_digest(piece)))
-        self._entries.append(
-            Entry(
-                target=rule.target,
-                sources=rule.sources,
-                join=rule.join,
-                dtype=str(slices[0].dtype).removeprefix("torch."),
-                pieces=tuple(pieces),
-            )
-        )
-        if self._pending_bytes > _FLUSH_BYTES:
-            self._flush()
+        """Takes slices that are cut already, one per rank.
+
+        Raises: whatever the writing of an earlier slice raised.
+        """
+        if not self._files:
+            self._open_files()
+        digests = []
+        for file, piece in zip(self._files, slices, strict=True):
+            digests.append(self._pool.submit(file.fill, file.reserve(rule.target, piece), piece))
+            self._waiting.append((digests[-1], piece.nbytes))
+            self._waiting_bytes += piece.nbytes
+        self._puts.append(_Put(rule, slices[0].dtype, [tuple(piece.shape) for piece in slices], digests))
+        while self._waiting_bytes > _WAITING_BYTES:
+            written, size = self._waiting.popleft()
+            written.result()
+            self._waiting_bytes -= size
 
     def finish(self, **facts: object) -> Layout:
-        """Writes what is pending, then layout.json as the mark of completeness."""
-        self._flush()
-        layout = Layout(shape=self.shape, tensor_parallel=self.tensor_parallel, tensors=tuple(self._entries), **facts)
+        """Waits until all is written, then writes layout.json as the mark of completeness."""
         with self:
-            write_json(self.folder / LAYOUT_FILE, layout.model_dump(mode="json"))
-        return layout
-
-    def _file(self, rank: int) -> str:
-        return f"tp{rank:02d}-{self._file_number:04d}.safetensors"
-
-    def _flush(self) -> None:
-        if not self._written:
+            entries = tuple(put.entry(self._paths) for put in self._puts)
+            layout = Layout(shape=self.shape, tensor_parallel=self.tensor_parallel, tensors=entries, **facts)
+            for file in self._files:
+                file.write_header()
             # From here on the files of an earlier layout are replaced, so it is complete no more.
             (self.folder / LAYOUT_FILE).unlink(missing_ok=True)
-        for rank, pending in enumerate(self._pending):
-            if pending:
-                path = self.folder / self._file(rank)
-                with self, atomic_path(path) as temporary:
-                    save_file({name: piece.contiguous() for name, piece in pending.items()}, temporary)
-                self._written.append(path)
-                pending.clear()
-        self._file_number += 1
-        self._pending_bytes = 0
+            try:
+                self._temporaries.close()
+                write_json(self.folder / LAYOUT_FILE, layout.model_dump(mode="json"))
+            except BaseException:
+                _remove(self._paths)
+                raise
+            self._finished = True
+        return layout
+
+    def _open_files(self) -> None:
+        room = _header_bytes(self.shape)
+        for path in self._paths:
+            file = TensorFile(self._temporaries.enter_context(atomic_path(path)), room)
+            self._temporaries.callback(file.close)
+            self._files.append(file)
+
+
+@dataclass(frozen=True)
+class _Put:
+    """A tensor that a writer took; its digests are there when it is written."""
+
+    rule: Rule
+    dtype: torch.dtype
+    shapes: list[tuple[int, ...]]
+    digests: list[Future[str]]
+
+    def entry(self, paths: list[Path]) -> Entry:
+        """What layout.json says of it, as soon as it is written."""
+        return Entry(
+            target=self.rule.target,
+            sources=self.rule.sources,
+            join=self.rule.join,
+            dtype=dtype_name(self.dtype),
+            pieces=tuple(
+                Piece(file=path.name, shape=shape, sha256=digest.result())
+                for path, shape, digest in zip(paths, self.shapes, self.digests, strict=True)
+            ),
+        )
+
+
+def _header_bytes(shape: ModelShape) -> int:
+    """Room for the header of a file with a slice of every tensor: 128 bytes each beside the name, and whole pages."""
+    needed = 8 + sum(len(rule.target) + 128 for rule in rules(shape))
+    return -(-needed // _PAGE) * _PAGE - 8
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as layout.json has it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def tensor_digest(tensor: Tensor) -> str:
     """sha256 of the tensor's bytes in C order."""
-    flat = tensor.detach().contiguous().reshape(-1)
-    return hashlib.sha256(flat.view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(tensor_bytes(tensor)).hexdigest()
 
 
 def read_rank(folder: Path, layout: Layout, rank: int) -> dict[str, Tensor]:
@@ -216,14 +263,16 @@ def read_sources(folder: Path, layout: Layout, entry: Entry) -> dict[str, Tensor
 def damaged_tensors(folder: Path, layout: Layout) -> list[str]:
     """Names (with rank) of the tensors whose bytes no longer have the digest in layout.json.
 
-    Raises: SurgeryError if a file is missing or unreadable as a whole.
+    Raises: SurgeryError if a file is missing or unreadable as a whole, or has a tensor not at all or in another shape.
     """
-    return [
-        f"{entry.target} (TP rank {rank})"
-        for rank in range(layout.tensor_parallel)
-        for entry, piece in _stored(folder, layout, rank)
-        if tensor_digest(piece) != entry.pieces[rank].sha256
-    ]
+    damaged = []
+    for rank in range(layout.tensor_parallel):
+        for entry in layout.tensors:
+            # Opened for each alone, so that the pages of those that were read do not stay in memory.
+            with open_pieces(folder / entry.pieces[rank].file) as handle:
+                if tensor_digest(_read(handle, entry, rank, folder)) != entry.pieces[rank].sha256:
+                    damaged.append(f"{entry.target} (TP rank {rank})")
+    return damaged
 
 
 def remove_layout(folder: Path, layout: Layout) -> None:
@@ -254,11 +303,20 @@ def _stored(folder: Path, layout: Layout, rank: int) -> Iterator[tuple[Entry, Te
 
 
 def _read(handle: Any, entry: Entry, rank: int, folder: Path) -> Tensor:
+    piece = entry.pieces[rank]
     try:
-        return handle.get_tensor(entry.target)
+        tensor = handle.get_tensor(entry.target)
     except SafetensorError as error:
-        file = folder / entry.pieces[rank].file
-        raise SurgeryError(f"{file}: {entry.target} cannot be read ({error}); run the stage again") from error
+        raise SurgeryError(
+            f"{folder / piece.file}: {entry.target} cannot be read ({error}); run the stage again"
+        ) from error
+    found, wanted = (dtype_name(tensor.dtype), tuple(tensor.shape)), (entry.dtype, piece.shape)
+    if found != wanted:
+        raise SurgeryError(
+            f"{folder / piece.file}: {entry.target} is {found[0]} {list(found[1])}, {LAYOUT_FILE} says {wanted[0]} "
+            f"{list(wanted[1])}; run the stage again"
+        )
+    return tensor
 
 
 def _intact(tensor: Tensor, entry: Entry, rank: int, folder: Path) -> Tensor:

@@ -79,7 +79,7 @@ def test_rotary_buffers_of_old_versions_are_passed_over(model_copy: Path) -> Non
 def test_a_number_that_is_none_is_found_and_nothing_is_left(
     value: float, model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model_surgery.layout._FLUSH_BYTES", 1)  # files are written before the bad tensor is reached
+    monkeypatch.setattr("model_surgery.layout._WAITING_BYTES", 1)  # all before the bad tensor is written by then
     bad = torch.ones(32)
     bad[7] = value
     rewrite(model_copy, **{NORM: bad})
@@ -124,7 +124,7 @@ def test_index_errors_are_named(sharded: Path) -> None:
 
 def test_no_weights_are_refused(model_copy: Path) -> None:
     (model_copy / "model.safetensors").unlink()
-    assert "holds neither" in refusal(model_copy)
+    assert "holds none of model.safetensors, " in refusal(model_copy)
 
 
 def test_a_single_file_goes_before_an_index_as_in_transformers(model_copy: Path, sharded: Path) -> None:

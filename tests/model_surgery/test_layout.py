@@ -1,18 +1,23 @@
 """The layout on disk: what is written is read, and what is damaged is named."""
 
+import itertools
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model_surgery.architectures import Rule
+from model_surgery.architectures import Rule, rules, source_shapes
 from model_surgery.checkpoint import Checkpoint
 from model_surgery.config import SurgeryConfig
 from model_surgery.convert import convert
 from model_surgery.errors import SurgeryError
 from model_surgery.layout import LAYOUT_FILE, Entry, Layout, LayoutWriter, damaged_tensors, read_rank, read_sources
+from model_surgery.partition import join, split
+from model_surgery.shape import ModelShape
 
 NAME = "decoder.layers.1.mlp.linear_fc1.weight"
 RANK_1 = "tp01-0000.safetensors"
@@ -125,51 +130,127 @@ def test_the_digest_follows_the_weights_and_the_cut(layouts: dict[int, Path], ti
     assert rewritten(change=True) != Layout.load(layouts[1]).digest()
 
 
-def test_many_small_files_read_as_one(
-    layouts: dict[int, Path], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("threads", [1, 8])
+@pytest.mark.parametrize("waiting_bytes", [0, 256 << 20])
+def test_files_do_not_depend_on_the_number_of_threads(
+    threads: int,
+    waiting_bytes: int,
+    layouts: dict[int, Path],
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("model_surgery.layout._FLUSH_BYTES", 10_000)
-    many = convert(SurgeryConfig(tensor_parallel=2), source=tiny_model, out_dir=tmp_path)
-    assert len(list(tmp_path.glob("tp01-*"))) > 3
-    one = Layout.load(layouts[2])
-    assert many.digest() == one.digest()
+    monkeypatch.setattr("model_surgery.layout._THREADS", threads)
+    monkeypatch.setattr("model_surgery.layout._WAITING_BYTES", waiting_bytes)
+    convert(SurgeryConfig(tensor_parallel=2), source=tiny_model, out_dir=tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == sorted(path.name for path in layouts[2].iterdir())
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (layouts[2] / name).read_bytes()
+
+
+def test_the_files_are_what_safetensors_itself_reads(layouts: dict[int, Path]) -> None:
+    layout = Layout.load(layouts[2])
     for rank in range(2):
-        wanted, got = read_rank(layouts[2], one, rank), read_rank(tmp_path, many, rank)
-        assert wanted.keys() == got.keys()
-        assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+        whole = load_file(layouts[2] / f"tp{rank:02d}-0000.safetensors")
+        state = read_rank(layouts[2], layout, rank)
+        assert whole.keys() == state.keys()
+        assert all(torch.equal(whole[name], state[name]) for name in whole)
+
+
+def test_tensors_of_several_dtypes_and_odd_sizes(make_shape: Callable[..., ModelShape], tmp_path: Path) -> None:
+    shape = make_shape(hidden=31, heads=3, kv_heads=1, head_dim=1, ffn=7, vocab=3, layers=1)
+    dtypes = itertools.cycle((torch.bfloat16, torch.float32, torch.float16))
+    wanted = {}
+    with LayoutWriter(tmp_path, shape, 1) as writer:
+        for rule in rules(shape):
+            sizes = {name: source_shapes(shape)[name] for name in rule.sources}
+            dtype = next(dtypes)
+            joined = join(tuple(torch.randn(size).to(dtype) for size in sizes.values()), rule.join, shape)
+            wanted[rule.target] = split(joined, rule.join, shape, 1)[0]
+            writer.put(rule, joined)
+        layout = writer.finish(position_embedding="none", source="s", source_fingerprint="f")
+    got = read_rank(tmp_path, layout, 0)
+    assert all(got[name].dtype == tensor.dtype and torch.equal(got[name], tensor) for name, tensor in wanted.items())
+
+
+def test_old_layouts_of_many_files_per_rank_are_read(layout_copy: Path, layouts: dict[int, Path]) -> None:
+    """Files of at most 512 MiB, as they were written once."""
+    raw = json.loads((layout_copy / LAYOUT_FILE).read_text())
+    whole = load_file(layout_copy / RANK_1)
+    (layout_copy / RANK_1).unlink()
+    for number, entry in enumerate(raw["tensors"]):
+        entry["pieces"][1]["file"] = f"tp01-{number:04d}.safetensors"
+        save_file({entry["target"]: whole[entry["target"]]}, layout_copy / f"tp01-{number:04d}.safetensors")
+    (layout_copy / LAYOUT_FILE).write_text(json.dumps(raw))
+    layout = Layout.load(layout_copy)
+    assert damaged_tensors(layout_copy, layout) == []
+    assert layout.digest() == Layout.load(layouts[2]).digest()
+    state = read_rank(layout_copy, layout, 1)
+    assert all(torch.equal(state[name], whole[name]) for name in whole)
 
 
 def test_a_failing_write_leaves_nothing(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls = itertools.count(1)
+    pwrite = os.pwrite
 
-    def broken(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        calls.append(path)
-        save_file(tensors, path)
-        if len(calls) == 3:
+    def broken(descriptor: int, data: memoryview, offset: int) -> int:
+        if next(calls) == 12:
             raise OSError(5, "Input/output error")
+        return pwrite(descriptor, data, offset)
 
-    monkeypatch.setattr("model_surgery.layout.save_file", broken)
-    monkeypatch.setattr("model_surgery.layout._FLUSH_BYTES", 10_000)
+    monkeypatch.setattr("model_surgery.tensor_file.os.pwrite", broken)
     with pytest.raises(OSError, match="Input/output error"):
         convert(SurgeryConfig(tensor_parallel=2), source=tiny_model, out_dir=tmp_path)
-    assert len(calls) == 3
+    assert next(calls) > 12
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_layout_being_replaced_is_not_complete(layout_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model_surgery.layout._FLUSH_BYTES", 1)
-    layout = Layout.load(layout_copy)
-    writer = LayoutWriter(layout_copy, layout.shape, 1)
-    assert (layout_copy / LAYOUT_FILE).is_file()
-    writer.put_slices(rule_of(layout.tensors[0]), [torch.zeros(96, 32)])
-    assert not (layout_copy / LAYOUT_FILE).exists()
-
-
-@pytest.mark.parametrize("flush_bytes", [1, 512 << 20], ids=["many files", "one file"])
-def test_a_full_disk_is_bad_input(
-    flush_bytes: int, tiny_model: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_short_write_is_gone_on_with(
+    layouts: dict[int, Path], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model_surgery.layout._FLUSH_BYTES", flush_bytes)
+    """Linux writes at most 2 GiB at a time, and less on some network disks."""
+    pwrite = os.pwrite
+    monkeypatch.setattr("model_surgery.tensor_file.os.pwrite", lambda fd, data, offset: pwrite(fd, data[:1000], offset))
+    convert(SurgeryConfig(tensor_parallel=2), source=tiny_model, out_dir=tmp_path)
+    assert (tmp_path / RANK_1).read_bytes() == (layouts[2] / RANK_1).read_bytes()
+
+
+def test_an_earlier_layout_stays_whole_until_its_files_are_replaced(
+    layout_copy: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout.load(layout_copy)
+    with pytest.raises(KeyboardInterrupt), LayoutWriter(layout_copy, layout.shape, 1) as writer:
+        writer.put_slices(rule_of(layout.tensors[0]), [torch.zeros(96, 32)])
+        raise KeyboardInterrupt
+    assert Layout.load(layout_copy) == layout
+    assert damaged_tensors(layout_copy, layout) == []
+
+    def broken(path: Path, value: object) -> None:
+        assert not path.exists()
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("model_surgery.layout.write_json", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        convert(SurgeryConfig(tensor_parallel=2), source=tiny_model, out_dir=layout_copy)
+    assert list(layout_copy.iterdir()) == []
+
+
+def test_a_writer_that_is_not_finished_leaves_nothing(layouts: dict[int, Path], tmp_path: Path) -> None:
+    layout = Layout.load(layouts[1])
+    with LayoutWriter(tmp_path, layout.shape, 1) as writer:
+        writer.put_slices(rule_of(layout.tensors[0]), [torch.zeros(96, 32)])
+        assert list(tmp_path.iterdir()) != []
+        with pytest.raises(ValueError, match=r"tensor embedding\.word_embeddings\.weight twice"):
+            writer.put_slices(rule_of(layout.tensors[0]), [torch.zeros(96, 32)])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("waiting_bytes", [0, 256 << 20], ids=["in a put", "at the end"])
+def test_a_full_disk_is_bad_input(
+    waiting_bytes: int, tiny_model: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_surgery.layout._WAITING_BYTES", waiting_bytes)
     (small_disk / "other").write_bytes(bytes(40_000))
     with pytest.raises(SurgeryError, match="the disk is full") as refused:
         convert(SurgeryConfig(tensor_parallel=2), source=tiny_model, out_dir=small_disk / "layout")
