@@ -59,7 +59,7 @@ def role_of(variant: Variant) -> str:
 def read_config(folder: Path) -> "PretrainedConfig":
     """The HF config of a model folder.
 
-    Raises: EvaluationError where the folder holds no model of a known type with safetensors weights.
+    Raises: EvaluationError where the folder holds no model of a known type with weights in a known format.
     """
     from transformers import AutoConfig
 
@@ -71,8 +71,10 @@ def read_config(folder: Path) -> "PretrainedConfig":
         raise EvaluationError(f"{folder}/config.json: unknown format: {_one_line(error)}") from None
     if config.model_type not in KNOWN_TYPES:
         raise EvaluationError(f"{folder}: model type {config.model_type!r}; this evaluates {', '.join(KNOWN_TYPES)}")
-    if not any(folder.glob("*.safetensors")):
-        raise EvaluationError(f"{folder}: no *.safetensors weights there; other formats are not loaded")
+    if not weight_files(folder):
+        raise EvaluationError(
+            f"{folder}: no *.safetensors nor pytorch_model*.bin weights there; other formats are not loaded"
+        )
     return config
 
 
@@ -118,7 +120,12 @@ def tokenizer_digest(folder: Path) -> str:
 
 def model_digest(folder: Path) -> str:
     """SHA-256 over config and weights (see `digest_files` on large ones)."""
-    return digest_files([folder / "config.json", *folder.glob("*.safetensors")])
+    return digest_files([folder / "config.json", *weight_files(folder)])
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files, or torch's own where there are none, as transformers has it; it runs no code in those."""
+    return list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
 
 
 def pick_device(wanted: str) -> "torch.device":

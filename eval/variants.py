@@ -1,6 +1,7 @@
 """Model variants as exact transforms of one source model: no weight is trained, only positions are read differently."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from eval.config import Variant
@@ -107,10 +108,12 @@ def load_variant(
             dtype=getattr(torch, dtype),
             attn_implementation="sdpa",
             local_files_only=True,
-            use_safetensors=True,
+            weights_only=True,
             output_loading_info=True,
         )
-    except (RuntimeError, OSError, ValueError) as error:
+    except UnpicklingError:  # its text would advise to run what the file holds
+        raise EvaluationError(f"{folder}: the weights hold more than tensors, maybe code; nothing is loaded") from None
+    except (RuntimeError, OSError, ValueError, EOFError) as error:
         reason = " ".join(str(error).split())[:300]
         raise EvaluationError(f"{folder}: the weights do not load: {reason}") from None
     for kind in ("missing_keys", "unexpected_keys"):

@@ -8,6 +8,7 @@ from pipeline.errors import RecipeError
 from pipeline.recipe import ModelConfig
 
 _WANTED = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
+_TORCH_FILES = ["pytorch_model*.bin"]
 
 
 def resolve_model(model: ModelConfig) -> Path:
@@ -23,7 +24,10 @@ def resolve_model(model: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=_WANTED))
+        folder = Path(snapshot_download(model.path, revision=model.revision, allow_patterns=_WANTED))
+        if not any(folder.glob("*.safetensors")):  # many repositories hold both, so these only where they must be
+            snapshot_download(model.path, revision=model.revision, allow_patterns=_TORCH_FILES)
+        return folder
     except Exception as error:  # the Hub client raises a different class for every way of not being reached
         reason = " ".join(str(error).split())[:200]
         raise RecipeError(

@@ -98,11 +98,11 @@ def test_source_without_a_model(models: Models, tmp_path: Path) -> None:
     refused(config_of(), dataclasses.replace(models, source=tmp_path), "no config.json there", tmp_path)
 
 
-def test_weights_that_are_no_safetensors(models: Models, tmp_path: Path) -> None:
-    folder = tmp_path / "pickled"
+def test_weights_in_no_known_format(models: Models, tmp_path: Path) -> None:
+    folder = tmp_path / "gguf"
     folder.mkdir()
     shutil.copy(models.source / "config.json", folder)
-    (folder / "pytorch_model.bin").write_bytes(b"")
+    (folder / "model.gguf").write_bytes(b"")
     refused(config_of(), dataclasses.replace(models, source=folder), r"no \*.safetensors", tmp_path)
 
 

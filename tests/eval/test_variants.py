@@ -182,3 +182,40 @@ def test_misshapen_tensor_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((source / "config.json").read_text())
     with pytest.raises(EvaluationError, match="do not load"):
         load_variant("rope", tmp_path, 1, context=C)
+
+
+def test_weights_in_a_file_of_torch_save(source: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from eval.models import model_digest
+
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}  # as old transformers versions saved it
+    torch.save(load_file(source / "model.safetensors") | buffer, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    expected = load_variant("rope", source, 1, context=C).state_dict()
+    got = load_variant("rope", tmp_path, 1, context=C).state_dict()
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    before = model_digest(tmp_path)
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    assert model_digest(tmp_path) != before
+
+
+class _Code:
+    def __reduce__(self) -> tuple:
+        return exec, ("raise SystemExit('code in a weight file was run')",)
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_code_in_a_weight_file_is_not_run(as_zip: bool, source: Path, tmp_path: Path) -> None:
+    torch.save({"a": _Code()}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=as_zip)
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    with pytest.raises(EvaluationError, match="hold more than tensors, maybe code; nothing is loaded"):
+        load_variant("rope", tmp_path, 1, context=C)
+
+
+def test_an_empty_weight_file_is_refused(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").touch()
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    with pytest.raises(EvaluationError, match="the weights do not load"):
+        load_variant("rope", tmp_path, 1, context=C)
