@@ -61,9 +61,11 @@ def activation_values(shape: ModelShape, tensor_parallel: int) -> int:
     """Values that one layer keeps per token for its backward pass.
 
     Whole on every TP rank: the inputs and outputs of both norms (4 hidden). Split over TP: q, k, v and the attention's
-    output, gate, up, silu(gate) and their product.
+    output, gate, up, silu(gate) and their product; with norms of queries or keys what goes into these.
     """
-    attention = 2 * shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    attention = 2 * queries + 2 * keys
+    attention += (queries if shape.q_norm != "none" else 0) + (keys if shape.k_norm != "none" else 0)
     return 4 * shape.hidden + (attention + 4 * shape.ffn) // tensor_parallel
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.shards import TOKEN_TYPES, token_type
+from model_surgery.qk_norm import with_qk_norm
 from model_surgery.shape import ModelShape
 from pipeline.checks import check_recipe, check_shapes
 from pipeline.manifest import Manifest
@@ -28,6 +29,8 @@ class Plan:
     stages: dict[str, str]
     shape: ModelShape
     shape_from: str
+    padding: str
+    """What is padded at the recipe's TP degree; empty where everything divides."""
     gpus: int
     steps: int
     tokens_per_step: int
@@ -45,7 +48,7 @@ class Plan:
         assumptions = {"peak_flops_per_gpu": ASSUMED_PEAK_FLOPS, "mfu": ASSUMED_MFU}
         memory = {**asdict(self.memory), "total": self.memory.total}
         return {
-            **{key: getattr(self, key) for key in ("name", "stages", "shape_from", "gpus", "steps")},
+            **{key: getattr(self, key) for key in ("name", "stages", "shape_from", "padding", "gpus", "steps")},
             **{key: getattr(self, key) for key in ("tokens_per_step", "tokens", "epochs", "trainings", "gpu_hours")},
             "shape": self.shape.model_dump(),
             "parameters": self.shape.parameters,
@@ -66,6 +69,7 @@ class Plan:
             f"run           {self.name}",
             f"model         {shape.parameters:,} parameters, {shape.layers} layers, {shape.heads} query and "
             f"{shape.kv_heads} KV heads, context {shape.context} ({self.shape_from})",
+            *([f"padding       {self.padding}"] if self.padding else []),
             f"stages        {', '.join(f'{name}: {state}' for name, state in self.stages.items())}",
             f"training      {self.steps:,} steps x {self.tokens_per_step:,} tokens = {self.tokens:,} tokens{trainings}"
             f"{epochs}",
@@ -83,8 +87,9 @@ def make_plan(recipe: Recipe) -> Plan:
 
     Raises: RecipeError, SurgeryError, DataError or EvaluationError for what cannot work.
     """
-    shape, shape_from = plan_shape(recipe.model)
-    check_shapes(recipe, shape)
+    source, shape_from = plan_shape(recipe.model)
+    check_shapes(recipe, source)
+    shape = with_qk_norm(source, recipe.surgery.qk_norm, recipe.model.path)
     training, length = recipe.recalibration, recipe.data.row_length
     here = Path(recipe.model.path).is_dir()
     if here:
@@ -98,6 +103,7 @@ def make_plan(recipe: Recipe) -> Plan:
         stages=stage_states(recipe),
         shape=shape,
         shape_from=shape_from,
+        padding=shape.padding(recipe.surgery.tensor_parallel),
         gpus=recipe.surgery.tensor_parallel * training.data_parallel,
         steps=steps,
         tokens_per_step=training.batch * length,
@@ -136,7 +142,7 @@ def disk_bytes(recipe: Recipe, shape: ModelShape, tokens: int) -> dict[str, int]
     trainings = 2 if training.control else 1
     return {
         "shards": wanted * TOKEN_TYPES[token_type(shape.vocab)],
-        "layout": shape.parameters * (4 if shape.dtype == "float32" else 2),
+        "layout": shape.padded(recipe.surgery.tensor_parallel).parameters * (4 if shape.dtype == "float32" else 2),
         "checkpoints": trainings * training.keep_checkpoints * shape.parameters * (value + 12),
         "trained layout": trainings * shape.parameters * 4,
         "export": trainings * shape.parameters * (4 if recipe.export.dtype == "float32" else 2),

@@ -57,6 +57,7 @@ def test_every_source_tensor_is_used_once(make_shape: Callable[..., ModelShape])
         ("HuggingFaceTB/SmolLM-360M", 361_821_120),
         ("HuggingFaceTB/SmolLM-1.7B", 1_711_376_384),
         ("meta-llama/Llama-2-7b-hf", 6_738_415_616),
+        ("Qwen/Qwen2-0.5B", 494_032_768),
     ],
 )
 def test_known_models_have_their_published_number_of_weights(name: str, published: int) -> None:

@@ -90,10 +90,22 @@ def test_the_plan_says_how_often_the_data_are_read() -> None:
     assert make_plan(load_recipe(RECIPES / "llama2-7b.yaml", ("data.tokens=null",))).epochs is None
 
 
-def test_tp2_on_smollm_360m_is_refused(tmp_path: Path) -> None:
-    recipe = load_recipe(RECIPES / "smollm-360m.yaml", ("surgery.tensor_parallel=2",))
-    with pytest.raises(SurgeryError, match="15 query heads and 5 KV heads"):
-        make_plan(recipe)
+def test_heads_that_do_not_divide_are_padded_and_the_plan_says_so() -> None:
+    plan = make_plan(load_recipe(RECIPES / "smollm-360m.yaml", ("surgery.tensor_parallel=2",)))
+    assert plan.padding == "padded with zeros: query heads 15 -> 18, KV heads 5 -> 6 (+4.3% weights)"
+    assert plan.padding in plan.as_text()
+    assert plan.as_dict()["padding"] == plan.padding
+    assert make_plan(load_recipe(RECIPES / "smollm-360m.yaml")).padding == ""
+    with pytest.raises(SurgeryError, match=r"surgery\.tensor_parallel = 16: .* has 15 query heads; use 15 or less"):
+        make_plan(load_recipe(RECIPES / "smollm-360m.yaml", ("surgery.tensor_parallel=16",)))
+
+
+def test_norms_of_queries_and_keys_are_counted() -> None:
+    plain, normed = (
+        make_plan(load_recipe(RECIPES / "llama2-7b.yaml", (f"surgery.qk_norm={kind}",))) for kind in ("none", "full")
+    )
+    assert normed.shape.parameters - plain.shape.parameters == 32 * 2 * 4096
+    assert normed.memory.activations > plain.memory.activations
 
 
 def test_plan_of_a_local_model_checks_its_tensors_and_documents(write_recipe: Callable[..., Path]) -> None:

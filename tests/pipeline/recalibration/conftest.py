@@ -133,7 +133,10 @@ def reference_loss(model: torch.nn.Module, rows: RowDataset, indices: range) -> 
 
 @pytest.fixture(scope="session", name="reference")
 def _reference() -> Callable[..., dict[str, Any]]:
-    """Ten steps (or `steps`) of transformers' model under torch's AdamW, in this process, on the same rows."""
+    """Ten steps (or `steps`) of transformers' model under torch's AdamW, in this process, on the same rows.
+
+    `prepare` changes the model before.
+    """
 
     def reference(
         source_folder: Path,
@@ -144,8 +147,10 @@ def _reference() -> Callable[..., dict[str, Any]]:
         position: str = "none",
         mask_documents: bool = False,
         steps: int = STEPS,
+        prepare: Callable[[torch.nn.Module], None] = lambda model: None,
     ) -> dict[str, Any]:
         model = source_model(source_folder, position)
+        prepare(model)
         sizes = {"train_rows": steps * BATCH, "validation_rows": 7, "cache_dir": cache}
         rows = build_rows(ShardSet.load(shards), shards, mask_documents=mask_documents, **sizes)
         matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]

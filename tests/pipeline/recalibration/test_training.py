@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from model_surgery import export
-from model_surgery.config import ExportConfig
+from model_surgery.config import ExportConfig, SurgeryConfig
+from model_surgery.convert import convert
 from model_surgery.layout import Layout, read_sources
 from pipeline.recalibration import checkpoints
 from pipeline.recalibration.config import RecalibrationConfig
@@ -48,25 +49,29 @@ def test_tp2_dp2_equals_single_process_reference(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["odd", "qwen2"])
+@pytest.mark.parametrize(("model", "tensor_parallel"), [("odd", 2), ("qwen2", 2), ("untied", 4)])
 def test_padding_changes_nothing_and_stays_zero(
     model: str,
+    tensor_parallel: int,
     models: dict[str, Path],
-    layouts: dict[str, Path],
     shards: Path,
     settings: Callable[..., RecalibrationConfig],
     train: Train,
     reference: Callable[..., dict[str, Any]],
     tmp_path: Path,
 ) -> None:
-    """Twenty steps at TP 2 with heads (odd: also feed-forward and ids) of zeros, against the model without them."""
+    """Twenty steps with heads (odd: also feed-forward and ids) of zeros, against the model without them.
+
+    untied: more ranks than KV heads.
+    """
+    layout = convert(SurgeryConfig(tensor_parallel=tensor_parallel), source=models[model], out_dir=tmp_path / "layout")
+    assert layout.shape.padded(tensor_parallel) != layout.shape
     wanted = reference(models[model], shards, tmp_path / "rows", weight_decay=0.1, steps=20)
     config = settings(tokens=20 * 8 * 32, weight_decay=0.1, data_parallel=1)
-    lines = train(config, layouts[model], shards, tmp_path / "out")[1:]
+    lines = train(config, tmp_path / "layout", shards, tmp_path / "out")[1:]
     assert [line["loss"] for line in lines] == pytest.approx(wanted["losses"], abs=2e-5)
     assert [line["grad_norm"] for line in lines] == pytest.approx(wanted["grad_norms"], abs=2e-5)
     trained = Layout.load(tmp_path / "out" / "layout")
-    assert trained.shape.padded(2) != trained.shape
     for entry in trained.tensors:  # reading refuses padding that is not zero
         for name, tensor in read_sources(tmp_path / "out" / "layout", trained, entry).items():
             # A key's bias adds the same to all logits of a query: its gradient is rounding, which Adam follows.
