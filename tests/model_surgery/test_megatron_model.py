@@ -12,7 +12,13 @@ from model_surgery.checkpoint import Checkpoint
 from model_surgery.errors import SurgeryError
 from model_surgery.layout import Layout, read_rank
 from model_surgery.megatron.attention import SDPAttention
-from model_surgery.megatron.model import build_model, full_logits, load_slices, token_losses
+from model_surgery.megatron.model import (
+    build_model,
+    full_logits,
+    load_slices,
+    mask_padded_vocabulary,
+    token_losses,
+)
 from model_surgery.partition import PARTITION_AXIS
 from model_surgery.shape import ModelShape
 
@@ -113,6 +119,26 @@ def test_logits_and_losses_are_those_of_transformers(
     if position_embedding == "rope":
         stock = AutoModelForCausalLM.from_pretrained(tiny_model)(tokens).logits
         torch.testing.assert_close(wanted, stock, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ids_that_are_padding_cannot_be_sampled_nor_counted(
+    dtype: torch.dtype, make_shape: Callable[..., ModelShape]
+) -> None:
+    model = build_model(make_shape(vocab=96), position_embedding="none", dtype=dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-0.5, 0.5)
+    tokens, labels = (torch.randint(90, (2, 12), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    plain = full_logits(model, tokens)
+    mask_padded_vocabulary(model, vocab=90, padded=96)
+    masked = full_logits(model, tokens)
+    assert torch.equal(masked[..., :90], plain[..., :90])
+    assert (masked.float().softmax(-1)[..., 90:] == 0).all()
+    wanted = torch.nn.functional.cross_entropy(plain[..., :90].float().flatten(0, 1), labels.flatten())
+    with torch.no_grad():
+        got = token_losses(model, tokens, labels).mean()
+    torch.testing.assert_close(got.float(), wanted, rtol=0, atol=1e-5 if dtype is torch.float32 else 2e-2)
 
 
 def test_slices_that_do_not_fit_are_named(layouts: dict[int, Path]) -> None:
