@@ -172,6 +172,31 @@ def _fact(name: str, value: Any) -> str:
 
 
 @main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--tensor-parallel", type=click.IntRange(min=1), required=True, metavar="N", help="Ranks to cut it for.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="A new or empty folder.")
+def reshard(path: Path, tensor_parallel: int, out: Path) -> None:
+    """Cut a layout, or a training checkpoint, for another number of tensor-parallel ranks.
+
+    PATH is a layout (a run's surgery or recalibration/layout folder) or a checkpoint of a training
+    (recalibration/checkpoints/step-XXXXXXXX). Every tensor is put together from its slices and cut anew, one at a
+    time, on this machine, with no GPU; from N to M ranks and back gives the same bytes.
+
+    The new checkpoint holds the weights and the optimizer's state in fp32; any number of data-parallel ranks at any
+    ZeRO stage can go on with it. To go on at TP 1 with a training that ran at TP 2:
+
+    \b
+        drope surgery RECIPE name=NEW surgery.tensor_parallel=1
+        drope reshard runs/OLD/recalibration/checkpoints/step-00000500 --tensor-parallel 1 \\
+              --out runs/NEW/recalibration/checkpoints/step-00000500
+        drope run RECIPE name=NEW surgery.tensor_parallel=1
+    """
+    from pipeline.reshard import reshard as write
+
+    click.echo(write(path, tensor_parallel=tensor_parallel, out_dir=out))
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(as_json: bool) -> None:
     """Say what of the stack works on this machine: compiler, GPU, Transformer Engine, NCCL, SLURM."""

@@ -22,8 +22,8 @@ def inspect_path(path: Path, *, verify: bool = False) -> Facts:
         if is_one(path):
             return facts_of(path, verify)
     raise RecipeError(
-        f"{path}: not recognised; known are a run or stage folder, a layout (layout.json), shards (shards.json, .bin, "
-        ".idx) and a Hugging Face checkpoint (config.json)"
+        f"{path}: not recognised; known are a run or stage folder, a layout (layout.json), a training checkpoint "
+        "(state.json), shards (shards.json, .bin, .idx) and a Hugging Face checkpoint (config.json)"
     )
 
 
@@ -82,6 +82,38 @@ def _layout_facts(path: Path, verify: bool) -> Facts:
         "digest": layout.digest(),
         "shape": ", ".join(f"{key} {value}" for key, value in layout.shape.model_dump().items()),
     }
+    return facts | ({"digests": "all tensors as recorded"} if verify else {})
+
+
+def _training_checkpoint_facts(path: Path, verify: bool) -> Facts:
+    from pipeline.recalibration.checkpoints import is_complete
+    from pipeline.recalibration.portable import open_part
+    from pipeline.recalibration.state import PARTS, DeepSpeedState, read_state
+    from pipeline.recalibration.zero_checkpoint import check_bytes
+
+    if (state := read_state(path)) is None:
+        raise RecipeError(f"{path}: no state.json")
+    if verify and isinstance(state, DeepSpeedState):
+        for file in sorted(path.glob("*.pt")):
+            check_bytes(file)
+    elif verify:
+        for part in PARTS:
+            open_part(path, state, part)
+            _layout_facts(path / part, True)
+    facts: Facts = {
+        "kind": "training checkpoint",
+        "complete": "yes" if is_complete(path) else "no: its save was cut off",
+        "step": f"{state.step:,}, {state.tokens:,} tokens",
+        "tensor parallel": state.tensor_parallel,
+        "position embedding": state.position_embedding,
+        "parameters": f"{state.shape.parameters:,}",
+        "source": state.source,
+    }
+    if isinstance(state, DeepSpeedState):
+        ranks = f"{state.data_parallel} data-parallel ranks at ZeRO stage {state.zero_stage} only; see drope reshard"
+        return facts | {"stored by": "DeepSpeed", "goes on with": ranks} | ({"bytes": "as written"} if verify else {})
+    facts |= {"stored as": "layouts", "goes on with": "any data-parallel ranks and ZeRO stage"}
+    facts |= {f"{part} digest": digest for part, digest in state.digests.items()}
     return facts | ({"digests": "all tensors as recorded"} if verify else {})
 
 
@@ -154,6 +186,7 @@ _KINDS = (
     (lambda path: (path / "recipe.yaml").is_file(), _run_facts),
     (lambda path: (path / MANIFEST_FILE).is_file(), _stage_facts),
     (lambda path: (path / "layout.json").is_file(), _layout_facts),
+    (lambda path: (path / "state.json").is_file(), _training_checkpoint_facts),
     (lambda path: (path / "shards.json").is_file(), _shards_facts),
     (lambda path: path.suffix in (".bin", ".idx"), _shard_facts),
     (lambda path: (path / "config.json").is_file(), _checkpoint_facts),

@@ -21,7 +21,9 @@ from pipeline.recalibration.loss import loss_factor, share_of_loss, summed_loss
 from pipeline.recalibration.metrics import Metrics
 from pipeline.recalibration.outcome import save_outcome
 from pipeline.recalibration.parallel import mean_over_data_parallel
+from pipeline.recalibration.portable import starting_layout
 from pipeline.recalibration.schedule import lr_factor
+from pipeline.recalibration.state import DeepSpeedState
 
 
 def train(job: Job, device: torch.device) -> None:
@@ -37,9 +39,11 @@ def train(job: Job, device: torch.device) -> None:
         mask_documents=config.mask_documents,
         cache_dir=job.out_dir / "row-index",
     )
-    slices = read_rank(job.layout, layout, parallel_state.get_tensor_model_parallel_rank())
+    folder = job.out_dir / "checkpoints"
+    weights = starting_layout(checkpoints.newest(folder), job.layout)
+    slices = read_rank(weights, Layout.load(weights), parallel_state.get_tensor_model_parallel_rank())
     engine = build_engine(config, layout, slices, job.position_embedding)
-    done = checkpoints.resume(engine, job.out_dir / "checkpoints")
+    done = checkpoints.resume(engine, folder)
 
     is_first = torch.distributed.get_rank() == 0
     writer = Metrics(job.out_dir, done=done, steps=steps, description=job.description) if is_first else nullcontext()
@@ -63,8 +67,23 @@ def train(job: Job, device: torch.device) -> None:
             if step % config.checkpoint_every == 0 and step < steps:
                 if metrics:
                     metrics.sync()
-                checkpoints.save(engine, job.out_dir / "checkpoints", step, config.keep_checkpoints)
+                state = describe(job, layout, step, step * config.batch * shards.row_length)
+                checkpoints.save(engine, folder, state, config.keep_checkpoints)
     save_outcome(engine, job, layout, rows.validation, steps, steps * config.batch * shards.row_length, device)
+
+
+def describe(job: Job, layout: Layout, step: int, tokens: int) -> DeepSpeedState:
+    """What a checkpoint of this run says of itself after `step` steps."""
+    return DeepSpeedState(
+        step=step,
+        tokens=tokens,
+        tensor_parallel=layout.tensor_parallel,
+        data_parallel=job.config.data_parallel,
+        zero_stage=job.config.zero_stage,
+        position_embedding=job.position_embedding,
+        shape=layout.shape,
+        **layout.origin,
+    )
 
 
 def record(metrics: Metrics | None, step: int, numbers: dict[str, float]) -> None:
