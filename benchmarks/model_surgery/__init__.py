@@ -1,0 +1,1 @@
+"""Surgery measured beside copying the same bytes and a converter that loads everything. See benchmarks/README.md."""
