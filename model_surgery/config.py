@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model_surgery.shape import NormKind
+from model_surgery.softmax_scale import SoftmaxScale
 
 
 class SurgeryConfig(BaseModel):
@@ -46,4 +47,12 @@ class ExportConfig(BaseModel):
 
     dtype: Literal["float32", "bfloat16", "float16", "source"] = Field(
         "source", description="dtype of the exported weights; source: that of the original checkpoint"
+    )
+    format: Literal["auto", "identity_rope"] = Field(
+        "auto",
+        description="class of the model without positions; auto: see docs/export.md; identity_rope: the source's own "
+        "class with a rotation that is the identity, which llama.cpp computes rightly",
+    )
+    softmax_scale: SoftmaxScale | None = Field(
+        None, description="a second export, drope-scaled, for contexts longer than those trained on; none if not given"
     )

@@ -15,6 +15,7 @@ from model_surgery.checkpoint import Checkpoint, weight_files
 from model_surgery.config import ExportConfig, SurgeryConfig
 from model_surgery.convert import convert
 from model_surgery.errors import SurgeryError
+from model_surgery.export import weights
 from model_surgery.layout import LAYOUT_FILE, Layout, LayoutWriter, read_rank
 from model_surgery.verify import source_logits
 
@@ -153,7 +154,7 @@ def test_shards_and_their_index(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(export, "_SHARD_BYTES", 25_000)
+    monkeypatch.setattr(weights, "_SHARD_BYTES", 25_000)
     run(trained("none"), tiny_model, tmp_path)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from model_surgery.errors import SurgeryError
-from model_surgery.export import copy_tokenizer
+from model_surgery.export.tokenizer import copy_tokenizer
 
 
 @pytest.fixture(scope="session")
