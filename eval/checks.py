@@ -103,10 +103,11 @@ def _read_models(config: EvaluationConfig, models: Models) -> tuple[dict[str, Pa
     for variant in config.variants:
         folders[role_of(variant)] = models.folder(variant)
     configs = {role: read_config(folder) for role, folder in folders.items()}
+    scored = {role_of(variant) for variant in config.variants}
     for role, found in configs.items():
         if role == "drope":
             require_no_rope(folders[role], found)
-        else:
+        elif role in scored:  # a source that only says C may be a model without RoPE
             require_rope(folders[role], found)
     return folders, configs
 

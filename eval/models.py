@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from eval.config import Variant
 from eval.errors import EvaluationError
 from eval.files import digest_files
+from model_surgery.rotation import rotating_layers
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-ROPE_TYPES = ("llama", "qwen2")
+ROPE_TYPES = ("llama", "qwen2", "qwen3", "llama_drope", "qwen2_drope")
 KNOWN_TYPES = (*ROPE_TYPES, "smollm3")
 """Model types whose logits are the output layer applied to the decoder's states, with nothing in between."""
 
@@ -63,8 +64,11 @@ def read_config(folder: Path) -> "PretrainedConfig":
     """
     from transformers import AutoConfig
 
+    from model_surgery.transformers_registration import register_drope
+
     if not (folder / "config.json").is_file():
         raise EvaluationError(f"{folder}: no config.json there; give the folder of a Hugging Face model")
+    register_drope()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -80,22 +84,20 @@ def read_config(folder: Path) -> "PretrainedConfig":
 
 def require_rope(folder: Path, config: "PretrainedConfig") -> None:
     """Raises: EvaluationError unless every layer rotates with plain RoPE (the start of PI, NTK and YaRN)."""
-    parameters = config.rope_parameters
-    if config.model_type not in ROPE_TYPES or parameters.get("rope_type") != "default":
+    rope_type = config.rope_parameters.get("rope_type")
+    if config.model_type not in ROPE_TYPES or rope_type != "default":
         raise EvaluationError(
-            f"{folder}: {config.model_type} with rope_type {parameters.get('rope_type')!r}; the RoPE variants start "
-            "from a llama or qwen2 model with rope_type 'default'"
+            f"{folder}: {config.model_type} with rope_type {rope_type!r}; the RoPE variants start from a llama, qwen2 "
+            "or qwen3 model with rope_type 'default'"
         )
+    if not rotating_layers(config.to_dict()):
+        raise EvaluationError(f"{folder}: attention_type {config.attention_type!r} has no RoPE; give a model with it")
 
 
 def require_no_rope(folder: Path, config: "PretrainedConfig") -> None:
     """Raises: EvaluationError unless no layer rotates."""
-    layers = getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers
-    rotating = [index for index, rotates in enumerate(layers) if rotates]
-    if rotating:
-        raise EvaluationError(
-            f"{folder}: layers {rotating} still have RoPE; give the exported model, a smollm3 with no_rope_layers all 0"
-        )
+    if rotating := rotating_layers(config.to_dict()):
+        raise EvaluationError(f"{folder}: layers {rotating} still have RoPE; give the exported model without it")
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

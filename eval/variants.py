@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.config import Variant
 from eval.errors import EvaluationError
+from model_surgery.softmax_scale import softmax_scale
 
 if TYPE_CHECKING:
     import torch
@@ -35,13 +36,6 @@ def ntk_theta(theta: float, head_dim: int, factor: float) -> float:
     Source: bloc97 (2023), "NTK-aware scaled RoPE"; equation 16 of YaRN (arXiv:2309.00071).
     """
     return theta * factor ** (head_dim / (head_dim - 2))
-
-
-def softmax_scale(factor: float, c: float) -> float:
-    """DroPE's softmax scale beta = 1 + c ln s (arXiv:2512.12167), a factor of the attention logits."""
-    import math
-
-    return 1 + c * math.log(factor)
 
 
 def scaled_rope(variant: Variant, theta: float, head_dim: int, factor: int, context: int) -> dict[str, Any]:
@@ -126,16 +120,14 @@ def load_variant(
 
 
 def scale_queries(model: "PreTrainedModel", beta: float) -> None:
-    """Multiply every layer's queries by beta, in place: softmax(beta q.k / sqrt d) with stock attention.
+    """Multiply every layer's queries by beta, in place: softmax(beta q.k / sqrt d) with the model's own attention.
 
-    Raises: EvaluationError where a norm after the projection would take the factor out again.
+    A norm of the queries would take the factor out again, so where there is one, it is the norm's weight that bears it.
     """
     import torch
 
     with torch.no_grad():
         for layer in model.model.layers:
-            attention = layer.self_attn
-            if hasattr(attention, "q_norm"):
-                raise EvaluationError("drope_scaled: this model normalises its queries after the projection; use drope")
-            for parameter in attention.q_proj.parameters():
+            norm = getattr(layer.self_attn, "q_norm", None)
+            for parameter in (layer.self_attn.q_proj if norm is None else norm).parameters():
                 parameter.mul_(beta)

@@ -12,8 +12,8 @@ _LARGEST_TURN = 1e-20
 
 def rotating_layers(config: dict[str, Any]) -> list[int]:
     """Numbers of the layers in which a model with this config (as in config.json) tells positions by RoPE."""
-    layers = range(config["num_hidden_layers"])
-    model_type = config["model_type"]
+    layers = range(config.get("num_hidden_layers", 0))
+    model_type = config.get("model_type")
     if model_type in ("llama_drope", "qwen2_drope") and config.get("attention_type", "nope").endswith("nope"):
         return []
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}

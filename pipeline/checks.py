@@ -1,6 +1,8 @@
 """Every refusal that is possible before any work: what `drope plan` shows and `drope run` starts with."""
 
 from eval.config import EvaluationConfig
+from model_surgery.export.formats import format_of
+from model_surgery.qk_norm import with_qk_norm
 from model_surgery.shape import ModelShape, read_shape
 from pipeline.errors import RecipeError
 from pipeline.model_source import resolve_model
@@ -26,6 +28,8 @@ def check_shapes(recipe: Recipe, shape: ModelShape) -> None:
             "data.validation_fraction = 0: validation and evaluation need held-out documents; use 0.01, or a source "
             "with split: validation"
         )
+    trained = with_qk_norm(shape, recipe.surgery.qk_norm, recipe.model.path)
+    format_of(trained, recipe.recalibration.position_embedding, recipe.export)  # now, not when training is over
     if "control" in recipe.evaluation.variants and not recipe.recalibration.control:
         raise RecipeError("evaluation.variants has control, which needs recalibration.control = true")
 

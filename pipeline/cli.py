@@ -142,12 +142,15 @@ def prepare_data(
 
 
 def _stage_command(name: str, stage: str, text: str) -> None:
-    @main.command(
-        name, help=f"{text} One stage of RECIPE; the stages before it must be complete.", epilog=_OVERRIDES_HELP
-    )
     @takes_recipe
-    def command(recipe: Path, overrides: tuple[str, ...]) -> None:
-        _run(recipe, overrides, (stage,))
+    def command(recipe: Path, overrides: tuple[str, ...], dtype: str | None = None) -> None:
+        _run(recipe, (*overrides, *([f"export.dtype={dtype}"] if dtype else [])), (stage,))
+
+    if stage == "export":
+        names = click.Choice(["float32", "bfloat16", "float16", "source"])
+        command = click.option("--dtype", type=names, help="Of the written weights: export.dtype.")(command)
+    text += " One stage of RECIPE; the stages before it must be complete."
+    main.command(name, help=text, epilog=_OVERRIDES_HELP)(command)
 
 
 for _name, (_stage, _text) in _STAGE_COMMANDS.items():

@@ -159,6 +159,7 @@ def _shard_facts(path: Path, verify: bool) -> Facts:
 
 def _checkpoint_facts(path: Path, verify: bool) -> Facts:
     from model_surgery.checkpoint import Checkpoint, weight_files
+    from model_surgery.rotation import rotating_layers
 
     _refuse_verify(path, verify)
     config = read_json(path / "config.json")
@@ -168,10 +169,11 @@ def _checkpoint_facts(path: Path, verify: bool) -> Facts:
         "weights": f"{sum(file.stat().st_size for file in weight_files(path)):,} bytes",
     }
     facts |= {f"drope {key}": value for key, value in config.get("drope", {}).items()}
-    if config.get("model_type") == "smollm3" and not any(config.get("no_rope_layers") or [1]):
-        return facts | {"positional embedding": "none"}
+    rotates = bool(rotating_layers(config))
+    facts["positional embedding"] = "RoPE" if rotates else "none"
+    if "drope" in config and not (rotates and config.get("model_type") in ("llama", "qwen2")):
+        return facts  # an export of a class or with fields that surgery does not take as a source
     with Checkpoint(path) as checkpoint:
-        facts["positional embedding"] = "RoPE"
         facts["parameters"] = f"{checkpoint.shape.parameters:,}"
         facts["shape"] = ", ".join(f"{key} {value}" for key, value in checkpoint.shape.model_dump().items())
     return facts

@@ -13,7 +13,7 @@ from pipeline.memory import GIB, TrainingMemory, training_flops, training_memory
 from pipeline.model_source import plan_shape
 from pipeline.recipe import Recipe
 from pipeline.run_local import is_complete
-from pipeline.stages import stages_of
+from pipeline.stages import exported_models, stages_of
 
 ASSUMED_PEAK_FLOPS = 989e12
 """Dense bf16 peak of one H100 or H200 (NVIDIA's datasheet)."""
@@ -145,5 +145,5 @@ def disk_bytes(recipe: Recipe, shape: ModelShape, tokens: int) -> dict[str, int]
         "layout": shape.padded(recipe.surgery.tensor_parallel).parameters * (4 if shape.dtype == "float32" else 2),
         "checkpoints": trainings * training.keep_checkpoints * shape.parameters * (value + 12),
         "trained layout": trainings * shape.parameters * 4,
-        "export": trainings * shape.parameters * (4 if recipe.export.dtype == "float32" else 2),
+        "export": len(exported_models(recipe)) * shape.parameters * (4 if recipe.export.dtype == "float32" else 2),
     }

@@ -151,10 +151,11 @@ def _run_control(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
 def _run_export(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
     from model_surgery import export
 
+    unscaled = recipe.export.model_copy(update={"softmax_scale": None})
     facts = {}
     for name, stage in exported_models(recipe).items():
         facts[name] = export.run(
-            recipe.export,
+            recipe.export if name == SCALED_EXPORT else unscaled,
             layout_dir=run / stage / "layout",
             source=resolve_model(recipe.model),
             tokenizer=tokenizer_folder(recipe),
@@ -164,9 +165,16 @@ def _run_export(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
     return facts
 
 
+SCALED_EXPORT = "drope-scaled"
+"""Folder below export/ of the model with export.softmax_scale; evaluation needs export/drope without any."""
+
+
 def exported_models(recipe: Recipe) -> dict[str, str]:
     """Folder below export/ of every exported model, and the training stage that it comes from."""
-    return {"drope": "recalibration"} | ({"control": "control"} if recipe.recalibration.control else {})
+    models = {"drope": "recalibration"}
+    if recipe.export.softmax_scale:
+        models[SCALED_EXPORT] = "recalibration"
+    return models | ({"control": "control"} if recipe.recalibration.control else {})
 
 
 def _run_evaluation(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
@@ -188,7 +196,7 @@ def evaluated_models(recipe: Recipe, run: Path) -> Any:
         drope=run / "export" / "drope",
         control=run / "export" / "control" if recipe.recalibration.control else None,
         # The export's tokenizer gives the ids of the training rows also where transformers would build another one
-        # from the source's folder (see model_surgery.export.tokenizer_settings).
+        # from the source's folder (see model_surgery.export.tokenizer).
         tokenizer=run / "export" / "drope",
         validation=tuple(run / "data" / shard.prefix for part in shards.sources for shard in part.validation.shards),
     )

@@ -46,7 +46,7 @@ def run(
         raise SurgeryError(f"export.dtype = {dtype!r} (of the source) cannot be written; set one of {[*LOSS_LIMIT]}")
     read_shape(source)
     source_config = read_json(source / "config.json")
-    form = format_of(layout, config)
+    form = format_of(layout.shape, layout.position_embedding, config)
     scale = config.softmax_scale
     folded = scale.value if scale and scale.apply == "weights" else 1.0
     with nothing_left_on_failure(out_dir):

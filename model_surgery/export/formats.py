@@ -4,11 +4,10 @@ A stock class wherever one computes exactly the model; else the published DroPE 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from model_surgery.config import ExportConfig
 from model_surgery.errors import SurgeryError
-from model_surgery.layout import Layout
 from model_surgery.rotation import IDENTITY_ROTATION
 from model_surgery.shape import ModelShape
 
@@ -36,14 +35,13 @@ class HubFormat:
         return bool(self.code)
 
 
-def format_of(layout: Layout, config: ExportConfig) -> HubFormat:
-    """The format that a layout is exported in.
+def format_of(shape: ModelShape, position_embedding: Literal["none", "rope"], config: ExportConfig) -> HubFormat:
+    """The format that a model is exported in.
 
-    Raises: SurgeryError if no class has this mixture of norms, or not the one that `config` wants.
+    Raises: SurgeryError if no class has this mixture of norms, or config.format cannot be had.
     """
-    shape = layout.shape
     norms = {shape.q_norm, shape.k_norm}
-    rotates = layout.position_embedding == "rope"
+    rotates = position_embedding == "rope"
     if "per_head" in norms:
         if len(norms) > 1:
             raise SurgeryError(

@@ -91,9 +91,7 @@ def _softmax(layout: Layout, form: HubFormat, scale: SoftmaxScale | None) -> str
         )
     if scale.apply == "weights":
         ends = [end for end in scaled_tensors(layout.shape) if layout.shape.qkv_bias or not end.endswith("bias")]
-        how = (
-            f"It is multiplied into every layer's {' and '.join(f'`{end}`' for end in ends)}; add none."
-        )
+        how = f"It is multiplied into every layer's {' and '.join(f'`{end}`' for end in ends)}; add none."
         return f"**Softmax scale: {scale.formula()}, folded into the weights.** {meaning}. {how}"
     how = (
         "This model's code applies `softmax_scale` of config.json, which is beta / sqrt(head_dim)."

@@ -112,6 +112,46 @@ def test_export_that_still_rotates(models: Models, tmp_path: Path) -> None:
     refused(config_of(), dataclasses.replace(models, drope=folder), r"layers \[1\] still have RoPE", tmp_path)
 
 
+@pytest.mark.parametrize("norms", ["none", "per_head", "full"])
+@pytest.mark.parametrize("wanted", ["auto", "identity_rope"])
+def test_every_export_is_accepted(norms: str, wanted: str, models: Models, tmp_path: Path) -> None:
+    """Scored without positions it is a drope; with RoPE kept it is refused as one, and a control all the same."""
+    from eval.models import read_config, require_no_rope, require_rope
+    from eval.variants import load_variant
+    from model_surgery import export
+    from model_surgery.config import ExportConfig, SurgeryConfig
+    from model_surgery.convert import convert
+
+    layout = convert(SurgeryConfig(qk_norm=norms), source=models.source, out_dir=tmp_path / "layout")
+    config = ExportConfig(format="auto" if norms == "full" else wanted)
+    folders = {}
+    for position_embedding in ("none", "rope"):
+        changed = layout.model_copy(update={"position_embedding": position_embedding})
+        (tmp_path / "layout" / "layout.json").write_text(changed.model_dump_json())
+        out = folders[position_embedding] = tmp_path / position_embedding
+        export.run(config, layout_dir=tmp_path / "layout", source=models.source, out_dir=out, probe=None)
+    check(config_of(), dataclasses.replace(models, drope=folders["none"]))
+    refused(config_of(), dataclasses.replace(models, drope=folders["rope"]), "still have RoPE", tmp_path)
+    require_no_rope(folders["none"], read_config(folders["none"]))
+    require_rope(folders["rope"], read_config(folders["rope"]))
+    with pytest.raises(EvaluationError, match=r"start from|has no RoPE"):
+        require_rope(folders["none"], read_config(folders["none"]))
+    tokens = torch.arange(10, 74)[None]
+    with torch.inference_mode():
+        plain, scaled = (
+            load_variant(variant, folders["none"], 4, context=512, softmax_scale_c=0.4)(tokens).logits
+            for variant in ("drope", "drope_scaled")
+        )
+    assert (plain - scaled).abs().max() > 0.01
+
+
+def test_a_source_without_rope_is_refused_only_where_it_is_scored(models: Models) -> None:
+    alone = dataclasses.replace(models, source=models.drope)
+    check(config_of(variants=("drope", "drope_scaled"), softmax_scale_c=0.1), alone)
+    with pytest.raises(EvaluationError, match="smollm3 with rope_type 'default'; the RoPE variants start from"):
+        check(config_of(), alone)
+
+
 def test_tokenizer_absent_or_broken(models: Models, tmp_path: Path) -> None:
     refused(config_of(), dataclasses.replace(models, tokenizer=tmp_path / "none"), "no such tokenizer", tmp_path)
     broken = tmp_path / "broken"

@@ -135,15 +135,34 @@ def test_scale_reaches_the_bias(tmp_path: Path) -> None:
     assert torch.equal(projection.bias.detach(), torch.full((8,), 1.5))
 
 
-def test_queries_that_are_normalised_afterwards_are_refused() -> None:
+@pytest.mark.parametrize("norms", ["qk_norm_nope", "q_norm_nope", "k_norm_nope", "per_head"])
+@pytest.mark.parametrize("family", ["Llama", "Qwen2"])
+def test_the_factor_survives_norms_of_queries_and_keys(family: str, norms: str) -> None:
+    """Before a norm of the queries it would be taken out again: it must be in the attention logits all the same."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from eval.variants import scale_queries
+    from model_surgery.hub_code import configuration_drope, modeling_drope
 
-    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 4}
-    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=8, num_attention_heads=2, num_key_value_heads=2, **shape))
-    with pytest.raises(EvaluationError, match="normalises its queries"):
-        scale_queries(model, 1.5)
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.5}
+    torch.manual_seed(0)
+    if norms == "per_head":
+        model = Qwen3ForCausalLM(Qwen3Config(**shape, attention_bias=family == "Qwen2")).eval()
+    else:
+        config = getattr(configuration_drope, f"DroPE{family}Config")(**shape, attention_type=norms)
+        model = getattr(modeling_drope, f"DroPE{family}ForCausalLM")(config).eval()
+    tokens = torch.randint(64, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        plain = model(tokens).logits
+        for layer in model.model.layers:
+            layer.self_attn.scaling *= 2
+        wanted = model(tokens).logits
+        for layer in model.model.layers:
+            layer.self_attn.scaling /= 2
+        scale_queries(model, 2.0)  # a power of 2, which rounds nothing
+        assert torch.equal(model(tokens).logits, wanted)
+    assert (wanted - plain).abs().max() > 1e-3
 
 
 def test_canonical() -> None:

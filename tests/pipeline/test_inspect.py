@@ -76,3 +76,45 @@ def test_a_path_that_cannot_be_is_one_line(drope: Callable, tmp_path: Path) -> N
     result = drope("inspect", tmp_path / ("x" * 300))
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "norms", "position_embedding", "architecture"),
+    [
+        ("llama", "none", "none", "SmolLM3ForCausalLM"),
+        ("qwen2", "per_head", "none", "Qwen3ForCausalLM"),
+        ("qwen2", "per_head", "rope", "Qwen3ForCausalLM"),
+        ("llama", "full", "none", "DroPELlamaForCausalLM"),
+        ("llama", "full", "rope", "DroPELlamaForCausalLM"),
+        ("qwen2", "none", "rope", "Qwen2ForCausalLM"),
+    ],
+)
+@pytest.mark.parametrize("wanted", ["auto", "identity_rope"])
+def test_exports_of_every_class(
+    family: str,
+    norms: str,
+    position_embedding: str,
+    architecture: str,
+    wanted: str,
+    tiny_model: Path,
+    qwen2_model: Path,
+    tmp_path: Path,
+) -> None:
+    from model_surgery import export
+    from model_surgery.config import ExportConfig, SurgeryConfig
+    from model_surgery.convert import convert
+
+    if wanted == "identity_rope":
+        if norms == "full":
+            pytest.skip("refused")
+        architecture = {("llama", "none"): "LlamaForCausalLM"}.get((family, norms), architecture)
+    source = {"llama": tiny_model, "qwen2": qwen2_model}[family]
+    layout = convert(SurgeryConfig(qk_norm=norms), source=source, out_dir=tmp_path / "layout")
+    changed = layout.model_copy(update={"position_embedding": position_embedding})
+    (tmp_path / "layout" / "layout.json").write_text(changed.model_dump_json())
+    config = ExportConfig(format=wanted, softmax_scale={"beta": 1.5, "apply": "config"})
+    export.run(config, layout_dir=tmp_path / "layout", source=source, out_dir=tmp_path / "export", probe=None)
+    facts = inspect_path(tmp_path / "export")
+    assert facts["architecture"] == architecture
+    assert facts["positional embedding"] == {"none": "none", "rope": "RoPE"}[position_embedding]
+    assert facts["drope softmax_scale"] == {"beta": 1.5, "apply": "config"}

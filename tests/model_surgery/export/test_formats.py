@@ -13,7 +13,6 @@ from model_surgery import export
 from model_surgery.config import ExportConfig
 from model_surgery.errors import SurgeryError
 from model_surgery.export.formats import format_of
-from model_surgery.layout import Layout
 from model_surgery.reference import logits_of
 from model_surgery.rotation import IDENTITY_ROTATION, rotating_layers
 from model_surgery.transformers_registration import register_drope
@@ -127,14 +126,11 @@ def test_transformers_4_reads_the_identity_too(trained: Callable, tmp_path: Path
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10000.0
 
 
-def test_mixtures_that_no_class_computes_are_refused(trained: Callable) -> None:
-    layout = Layout.load(trained("llama", "per_head").folder)
-    mixed = layout.model_copy(update={"shape": layout.shape.model_copy(update={"k_norm": "full"})})
+def test_mixtures_that_no_class_computes_are_refused(make_shape: Callable) -> None:
     with pytest.raises(SurgeryError, match="per_head norm on queries and full norm on keys: no class computes that"):
-        format_of(mixed, ExportConfig())
-    full = layout.model_copy(update={"shape": layout.shape.model_copy(update={"q_norm": "full", "k_norm": "full"})})
+        format_of(make_shape(q_norm="per_head", k_norm="full"), "none", ExportConfig())
     with pytest.raises(SurgeryError, match="identity_rope: no stock class has a norm over all heads together"):
-        format_of(full, ExportConfig(format="identity_rope"))
+        format_of(make_shape(q_norm="full"), "none", ExportConfig(format="identity_rope"))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ def layout(layouts: dict[int, Path]) -> Callable[..., Layout]:
 
 
 def card_of(layout: Layout, facts: dict[str, object], scale: dict[str, object] | None = None) -> str:
-    return model_card(layout, format_of(layout, ExportConfig()), facts, scale and SoftmaxScale(**scale))
+    form = format_of(layout.shape, layout.position_embedding, ExportConfig())
+    return model_card(layout, form, facts, scale and SoftmaxScale(**scale))
 
 
 def test_it_names_source_steps_tokens_and_check(layout: Callable[..., Layout]) -> None:
