@@ -31,6 +31,7 @@ class DroPELlamaConfig(LlamaConfig):
     """Llama's, and the two fields above."""
 
     model_type = "llama_drope"
+    base_model_tp_plan = None  # a norm over all heads needs the sum over ranks, which no plan has
 
     def __init__(self, attention_type="nope", softmax_scale=None, **kwargs):
         normed_parts(attention_type)
@@ -43,6 +44,7 @@ class DroPEQwen2Config(Qwen2Config):
     """Qwen2's, and the two fields above."""
 
     model_type = "qwen2_drope"
+    base_model_tp_plan = None  # a norm over all heads needs the sum over ranks, which no plan has
 
     def __init__(self, attention_type="nope", softmax_scale=None, **kwargs):
         normed_parts(attention_type)

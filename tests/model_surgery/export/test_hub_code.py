@@ -178,3 +178,9 @@ def test_what_it_cannot_compute_is_refused() -> None:
     sliding = DroPEQwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1)
     with pytest.raises(ValueError, match="use_sliding_window is not supported"):
         DroPEQwen2ForCausalLM(sliding)
+
+
+def test_no_tensor_parallel_plan_is_promised() -> None:
+    """Llama's plan would cut the projections between heads, and each rank's norm would see its own heads alone."""
+    made = DroPELlamaForCausalLM(DroPELlamaConfig(**SIZES, attention_type="qk_norm_nope"))
+    assert not made.model.tp_plan
