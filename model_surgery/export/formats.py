@@ -12,6 +12,8 @@ from model_surgery.rotation import IDENTITY_ROTATION
 from model_surgery.shape import ModelShape
 
 _CODE = ("configuration_drope.py", "modeling_drope.py")
+_VLLM_IDENTITY = "vLLM needs `--model-impl transformers --max-model-len N`: its own class would tabulate the rotation."
+_ANYWHERE = "vLLM and llama.cpp have this class."
 _FAMILY = {"llama": "Llama", "qwen2": "Qwen2"}
 
 
@@ -20,12 +22,14 @@ class HubFormat:
     """A class of transformers for one model.
 
     config: the fields of config.json that belong to the class. zero_output_bias: the class has a bias on o_proj, which
-    the model has not. code: files of `hub_code` that the folder must hold. why: for people, why this class.
+    the model has not. code: files of `hub_code` that the folder must hold. For people: why this class, and what vLLM and
+    llama.cpp make of it elsewhere (docs/export.md says what was tried and what was read).
     """
 
     architecture: str
     config: dict[str, Any]
     why: str
+    elsewhere: str
     zero_output_bias: bool = False
     code: tuple[str, ...] = ()
 
@@ -55,10 +59,11 @@ def format_of(shape: ModelShape, position_embedding: Literal["none", "rope"], co
             )
         return _drope(shape, rotates)
     if rotates:
-        return _own_class(shape, _rope(shape), "the source's own class, RoPE kept")
+        return _own_class(shape, _rope(shape), "the source's own class, RoPE kept", _ANYWHERE)
     if config.format == "identity_rope":
         rotation = _rope(shape, **IDENTITY_ROTATION)
-        return _own_class(shape, rotation, "the source's own class, its rotation made the identity")
+        why = "the source's own class, its rotation made the identity"
+        return _own_class(shape, rotation, why, f"llama.cpp computes this export rightly. {_VLLM_IDENTITY}")
     return _smollm3(shape)
 
 
@@ -75,11 +80,15 @@ def _smollm3(shape: ModelShape) -> HubFormat:
     why = "Llama's block with RoPE switched off in every layer"
     if shape.qkv_bias:
         why += "; its output projections have a bias that the source has not, of zeros"
-    return HubFormat("SmolLM3ForCausalLM", config, why, zero_output_bias=shape.qkv_bias)
+    elsewhere = (
+        "vLLM should run it by transformers' class. **llama.cpp does not compute it rightly**: it rotates three of "
+        "four layers of any SmolLM3. Export with `export.format=identity_rope` for llama.cpp."
+    )
+    return HubFormat("SmolLM3ForCausalLM", config, why, elsewhere, zero_output_bias=shape.qkv_bias)
 
 
-def _own_class(shape: ModelShape, rotation: dict[str, Any], why: str) -> HubFormat:
-    return HubFormat(f"{_FAMILY[shape.model_type]}ForCausalLM", _family(shape) | rotation, why)
+def _own_class(shape: ModelShape, rotation: dict[str, Any], why: str, elsewhere: str) -> HubFormat:
+    return HubFormat(f"{_FAMILY[shape.model_type]}ForCausalLM", _family(shape) | rotation, why, elsewhere)
 
 
 def _qwen3(shape: ModelShape, rotates: bool) -> HubFormat:
@@ -90,9 +99,11 @@ def _qwen3(shape: ModelShape, rotates: bool) -> HubFormat:
         "layer_types": ["full_attention"] * shape.layers,
         **(_rope(shape) if rotates else _rope(shape, **IDENTITY_ROTATION)),
     }
-    why = "the stock class with a norm over each head of queries and keys" + ("" if rotates else ", its rotation")
-    why += ", RoPE kept" if rotates else " made the identity"
-    return HubFormat("Qwen3ForCausalLM", config, why, zero_output_bias=shape.qkv_bias)
+    why = "the stock class with a norm over each head of queries and keys, "
+    why += "RoPE kept" if rotates else "its rotation made the identity"
+    llama_cpp = "refuses its biases of zeros" if shape.qkv_bias else "computes this export rightly"
+    elsewhere = f"llama.cpp {llama_cpp}." + ("" if rotates else f" {_VLLM_IDENTITY}")
+    return HubFormat("Qwen3ForCausalLM", config, why, elsewhere, zero_output_bias=shape.qkv_bias)
 
 
 def _drope(shape: ModelShape, rotates: bool) -> HubFormat:
@@ -110,7 +121,8 @@ def _drope(shape: ModelShape, rotates: bool) -> HubFormat:
         **_rope(shape),
     }
     why = "no stock class has a norm over all heads together; the published DroPE format, its code in this folder"
-    return HubFormat(f"DroPE{family}ForCausalLM", config, why, code=_CODE)
+    elsewhere = "vLLM should take it with `--trust-remote-code` on one GPU; llama.cpp has no such class and refuses it."
+    return HubFormat(f"DroPE{family}ForCausalLM", config, why, elsewhere, code=_CODE)
 
 
 def _family(shape: ModelShape) -> dict[str, Any]:

@@ -43,7 +43,7 @@ model = AutoModelForCausalLM.from_pretrained("this folder"{trust})
 tokenizer = AutoTokenizer.from_pretrained("this folder")
 ```
 
-{_code(form)}
+{_code(form)} {form.elsewhere}
 
 {_softmax(layout, form, scale)}
 """

@@ -79,6 +79,7 @@ def test_it_says_how_to_load_and_which_class_it_is(layout: Callable[..., Layout]
     assert 'from_pretrained("this folder")' in stock
     assert "no remote code is needed" in stock
     assert "trust_remote_code" not in stock
+    assert "**llama.cpp does not compute it rightly**" in stock
     own = card_of(with_norms(layout(), q_norm="full", k_norm="full"), {"dtype": "float32"})
     assert 'from_pretrained("this folder", trust_remote_code=True)' in own
     assert "`trust_remote_code` runs `configuration_drope.py` and `modeling_drope.py` of this folder" in own
