@@ -22,8 +22,8 @@ class HubFormat:
     """A class of transformers for one model.
 
     config: the fields of config.json that belong to the class. zero_output_bias: the class has a bias on o_proj, which
-    the model has not. code: files of `hub_code` that the folder must hold. For people: why this class, and what vLLM and
-    llama.cpp make of it elsewhere (docs/export.md says what was tried and what was read).
+    the model has not. code: files of `hub_code` that the folder must hold. For people: why this class, and what is
+    elsewhere (vLLM, llama.cpp) made of it; docs/export.md says what was tried and what was read.
     """
 
     architecture: str
