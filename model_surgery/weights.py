@@ -112,9 +112,10 @@ def _weight_map(path: Path) -> dict[str, str]:
 
     Raises: SurgeryError if there is no such map, or a file is not there or lies elsewhere.
     """
-    names = read_json(path).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise SurgeryError(f"{path}: holds no weight_map; fetch it again")
+    index = read_json(path)
+    names = index.get("weight_map")
+    if not isinstance(names, dict) or not names or "metadata" not in index:  # transformers loads none without metadata
+        raise SurgeryError(f"{path}: holds no weight_map or no metadata; fetch it again")
     for name in sorted({str(name) for name in names.values()}):
         if Path(name).name != name or not name.isprintable():
             raise SurgeryError(f"{path}: names {name!r}, which is not a file of this folder")

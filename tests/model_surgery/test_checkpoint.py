@@ -166,3 +166,23 @@ def test_the_fingerprint_sees_weights_and_config(model_copy: Path, tmp_path: Pat
     assert fingerprint(model_copy) not in (before, changed)
     with pytest.raises(SurgeryError, match="no such file"):
         fingerprint(tmp_path)
+
+
+@pytest.mark.parametrize(("used", "unused"), [("q", "k"), ("k", "q")])
+def test_the_unused_norm_of_a_published_drope_model_is_passed_over(used: str, unused: str, model_copy: Path) -> None:
+    """Its code makes both norms whichever it uses, so the checkpoint holds both."""
+    set_config(model_copy, model_type="llama_drope", attention_type=f"{used}_norm_nope")
+    width = {"q": 32, "k": 16}
+    names = {part: [f"model.layers.{layer}.self_attn.{part}_norm.weight" for layer in range(2)] for part in "qk"}
+    rewrite(model_copy, **{name: torch.ones(width[part]) for part in "qk" for name in names[part]})
+    with Checkpoint(model_copy) as checkpoint:
+        assert checkpoint.tensor(names[used][0]).shape == (width[used],)
+        with pytest.raises(KeyError):
+            checkpoint.tensor(names[unused][0])
+    rewrite(model_copy, **dict.fromkeys(names[unused]))
+    with Checkpoint(model_copy):
+        pass
+    set_config(model_copy, attention_type="nope")
+    assert f"unexpected tensor {names[used][0]} and 1 more;" in refusal(model_copy)
+    set_config(model_copy, attention_type="qk_norm_nope")
+    assert f"missing tensor {names[unused][0]} and 1 more;" in refusal(model_copy)

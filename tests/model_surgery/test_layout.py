@@ -72,6 +72,38 @@ def test_a_flipped_bit_is_found_named_and_not_read(layout_copy: Path) -> None:
         read_sources(layout_copy, layout, entry)
 
 
+def test_every_byte_of_a_file_is_watched(layout_copy: Path) -> None:
+    """One flipped bit anywhere, in the header too, is refused or named; but not in the spaces that fill it up."""
+    layout = Layout.load(layout_copy)
+    path = layout_copy / RANK_1
+    content = path.read_bytes()
+    header = 8 + len(content[8 : 8 + int.from_bytes(content[:8], "little")].rstrip())
+    data = 8 + int.from_bytes(content[:8], "little")
+    for position in (*range(header), *range(data, len(content), 4099), len(content) - 1):
+        changed = bytearray(content)
+        changed[position] ^= 1
+        path.write_bytes(changed)
+        try:
+            found = damaged_tensors(layout_copy, layout)
+        except SurgeryError as error:
+            assert RANK_1 in str(error)
+            assert "\n" not in str(error)
+        else:
+            assert len(found) in (1, 2), position  # 2 where places of two tensors are exchanged
+
+
+def test_a_tensor_of_another_dtype_or_shape_is_named(layout_copy: Path) -> None:
+    layout = Layout.load(layout_copy)
+    path = layout_copy / RANK_1
+    whole = load_file(path)
+    save_file(whole | {NAME: whole[NAME].view(torch.int32)}, path)
+    with pytest.raises(SurgeryError, match=rf"{RANK_1}: {NAME} is int32 \[64, 32\], layout.json says float32"):
+        damaged_tensors(layout_copy, layout)
+    save_file(whole | {NAME: whole[NAME].reshape(32, 64)}, path)
+    with pytest.raises(SurgeryError, match=rf"{RANK_1}: {NAME} is float32 \[32, 64\], layout.json says float32 \[64"):
+        read_rank(layout_copy, layout, 1)
+
+
 def test_missing_and_cut_files_are_named(layout_copy: Path) -> None:
     layout = Layout.load(layout_copy)
     path = layout_copy / RANK_1
