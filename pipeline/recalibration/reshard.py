@@ -1,12 +1,14 @@
 """A training checkpoint, DeepSpeed's or portable, becomes a portable one for another TP degree, in one process."""
 
+import logging
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from model_surgery.architectures import Rule, rules
+from model_surgery.architectures import Join, Rule, rules
 from model_surgery.errors import SurgeryError
 from model_surgery.files import write_json, write_text
 from model_surgery.layout import LayoutWriter, read_joined
@@ -18,6 +20,8 @@ from pipeline.recalibration.metrics import METRICS_FILE, keep_steps
 from pipeline.recalibration.portable import open_part
 from pipeline.recalibration.state import PARTS, STATE_FILE, DeepSpeedState, PortableState, State, read_state
 from pipeline.recalibration.zero_checkpoint import ZeroCheckpoint
+
+log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -39,11 +43,14 @@ class DeepSpeedSource:
         self.folder, self.state = folder, state
         self._zero = ZeroCheckpoint(folder, state)
         self.updates = self._zero.updates
-        self.metrics = folder.parent.parent / METRICS_FILE
+        self.metrics = folder.resolve().parent.parent / METRICS_FILE
 
     def joined(self, part: str, rule: Rule) -> Tensor:
+        slices = self._zero.slices(part, rule.target)
+        if rule.join is Join.REPLICATED and any(not torch.equal(slices[0], other) for other in slices):
+            log.warning("%s: TP ranks hold different %s of %s; the first's are taken", self.folder, part, rule.target)
         try:
-            return unsplit(self._zero.slices(part, rule.target), rule.join, self.state.shape)
+            return unsplit(slices, rule.join, self.state.shape)
         except SurgeryError as error:
             raise SurgeryError(f"{self.folder}: {part} of {rule.target}: {error}") from error
 

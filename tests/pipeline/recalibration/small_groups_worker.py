@@ -1,0 +1,15 @@
+"""The training process with ZeRO 3's parameters in many small sub-groups, as models of billions of weights have them."""
+
+from pipeline.recalibration import engine, worker
+
+PARAMETERS = 4000
+
+if __name__ == "__main__":
+    whole = engine.engine_config
+
+    def with_small_groups(config: object) -> dict[str, object]:
+        made = whole(config)
+        return made | {"zero_optimization": made["zero_optimization"] | {"sub_group_size": PARAMETERS}}
+
+    engine.engine_config = with_small_groups
+    worker.main()
