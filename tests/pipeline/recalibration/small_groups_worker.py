@@ -1,4 +1,4 @@
-"""The training process with ZeRO 3's parameters in many small sub-groups, as models of billions of weights have them."""
+"""The training process with ZeRO 3's parameters in small sub-groups, as models of billions of weights have many."""
 
 from pipeline.recalibration import engine, worker
 
