@@ -16,7 +16,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=[*PACKAGES, *(f"{name}.*" for name in PACKAGES)]),
     include_package_data=True,
-    package_data={"pipeline": ["report/templates/*", "demo/model/*"], "model_surgery": ["passage.txt"]},
+    package_data={"pipeline": ["report/templates/*", "demo/model/*"], "model_surgery": ["verification/passage.txt"]},
     install_requires=[
         "torch==2.13.0",
         "deepspeed==0.19.8",

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from model_surgery.checkpoint import Checkpoint
 from model_surgery.qk_norm import initial_norms
-from model_surgery.reference import load_layer, model_of_layers, norm_hook, norm_name
 from model_surgery.shape import ModelShape
+from model_surgery.verification.reference import load_layer, model_of_layers, norm_hook, norm_name
 
 _QUERIES = 256
 """Of every row so many queries, evenly spaced, are measured."""

@@ -17,8 +17,8 @@ from model_surgery.layout import Layout, LayoutWriter, remove_layout
 from model_surgery.partition import join
 from model_surgery.qk_norm import initial_norms, with_qk_norm
 from model_surgery.shape import ModelShape, read_shape, source_position_embedding
-from model_surgery.verification_text import verification_tokens
-from model_surgery.verify import Verification, verify
+from model_surgery.verification.tokens import verification_tokens
+from model_surgery.verification.verify import Verification, verify
 
 log = logging.getLogger(__name__)
 

@@ -175,8 +175,8 @@ def differences(case: Case, expected: Digests, found: Digests) -> list[str]:
 def page(cases: list[Case], differing: list[str], repeat: int) -> str:
     """The table in Markdown, what it was measured on, and what differs."""
     lines = [
-        "| model | way | TP | seconds | of copying | GB/s | CPU seconds | peak MiB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | way | TP | seconds | of copying | GB/s | CPU seconds | peak MiB | others' cores |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for case in cases:
         copies = [other for other in cases if other.way == "copy" and other.model == case.model]
@@ -184,14 +184,14 @@ def page(cases: list[Case], differing: list[str], repeat: int) -> str:
         ratio = f"{best / min(copies[0].seconds):.2f}x" if copies else "—"
         lines.append(
             f"| {case.model} | {case.way} | {case.tensor_parallel or ''} | {best:.2f} | {ratio} | "
-            f"{case.nbytes / best / 1e9:.2f} | {min(case.cpu_seconds):.1f} | {max(case.peak_bytes) / 2**20:.0f} |"
+            f"{case.nbytes / best / 1e9:.2f} | {min(case.cpu_seconds):.1f} | {max(case.peak_bytes) / 2**20:.0f} | "
+            f"{case.others_cores[case.seconds.index(best)]:.2f} |"
         )
     facts = machine.describe({})
     facts |= {"libraries": ", ".join(f"{name} {version(name)}" for name in ("torch", "safetensors", "numpy"))}
     facts |= {"sha256": sha256_speed(), "page cache": f"dropped before every run ({_how_dropped()})"}
-    others = sum(sum(case.others_cores) for case in cases) / sum(len(case.others_cores) for case in cases)
     lines += ["", *(f"- {key}: {value}" for key, value in facts.items() if key != "datatrove's environment")]
-    lines += [f"- fastest of {repeat} runs, largest memory of all; other processes kept {others:.2f} cores busy"]
+    lines += [f"- fastest of {repeat} runs, largest memory of all; cores that other processes kept busy in that run"]
     lines += [
         f"- all runs, {c.model} {c.way} {c.tensor_parallel or ''}: {[round(s, 2) for s in c.seconds]}" for c in cases
     ]

@@ -17,8 +17,8 @@ from model_surgery.config import SurgeryConfig
 from model_surgery.errors import SurgeryError
 from model_surgery.layout import LAYOUT_FILE, Layout, damaged_tensors, read_sources
 from model_surgery.shape import ModelShape, read_shape
-from model_surgery.verification_text import verification_tokens
-from model_surgery.verify import (
+from model_surgery.verification.tokens import verification_tokens
+from model_surgery.verification.verify import (
     NO_PE,
     QK_NORM,
     ROPE,

@@ -107,7 +107,7 @@ def test_megatron_takes_q_k_and_v_out_of_the_layout(layouts: dict[int, Path], ti
 def test_logits_and_losses_are_those_of_transformers(
     position_embedding: str, layouts: dict[int, Path], tiny_model: Path
 ) -> None:
-    from model_surgery.verify import source_logits
+    from model_surgery.verification.verify import source_logits
 
     row = torch.randint(96, (2, 25), generator=torch.Generator().manual_seed(3))
     tokens, labels = row[:, :-1], row[:, 1:]

@@ -16,8 +16,8 @@ from model_surgery.config import SurgeryConfig
 from model_surgery.errors import SurgeryError
 from model_surgery.layout import Layout, read_rank, read_sources
 from model_surgery.qk_norm import initial_norms, with_qk_norm
-from model_surgery.reference import logits_of, source_logits, whole_model
 from model_surgery.shape import ModelShape, read_shape, shape_from_config, source_position_embedding
+from model_surgery.verification.reference import logits_of, source_logits, whole_model
 
 NORM = "model.layers.1.self_attn.{}_norm.weight"
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from model_surgery.config import SurgeryConfig
 from model_surgery.convert import convert
 from model_surgery.layout import LAYOUT_FILE, Layout
-from model_surgery.reference import logits_of, whole_model
 from model_surgery.shape import ModelShape, read_shape
 from model_surgery.transformers_registration import register_drope
+from model_surgery.verification.reference import logits_of, whole_model
 
 TOKENS = torch.randint(96, (2, 24), generator=torch.Generator().manual_seed(11))
 

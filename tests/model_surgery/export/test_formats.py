@@ -13,9 +13,9 @@ from model_surgery import export
 from model_surgery.config import ExportConfig
 from model_surgery.errors import SurgeryError
 from model_surgery.export.formats import format_of
-from model_surgery.reference import logits_of
 from model_surgery.rotation import IDENTITY_ROTATION, rotating_layers
 from model_surgery.transformers_registration import register_drope
+from model_surgery.verification.reference import logits_of
 
 CLASSES = {
     ("llama", "none"): "SmolLM3ForCausalLM",

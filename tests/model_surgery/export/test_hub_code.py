@@ -16,8 +16,8 @@ from model_surgery import export
 from model_surgery.config import ExportConfig
 from model_surgery.hub_code.configuration_drope import DroPELlamaConfig, DroPEQwen2Config
 from model_surgery.hub_code.modeling_drope import DroPELlamaForCausalLM, DroPEQwen2ForCausalLM
-from model_surgery.reference import logits_of
 from model_surgery.transformers_registration import register_drope
+from model_surgery.verification.reference import logits_of
 
 TOKENS = torch.randint(96, (2, 24), generator=torch.Generator().manual_seed(11))
 SIZES = {

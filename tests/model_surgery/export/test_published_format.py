@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from model_surgery import export
 from model_surgery.config import ExportConfig, SurgeryConfig
 from model_surgery.convert import convert
-from model_surgery.reference import logits_of
 from model_surgery.transformers_registration import register_drope
+from model_surgery.verification.reference import logits_of
 
 TOKENS = torch.randint(96, (2, 24), generator=torch.Generator().manual_seed(12))
 TYPES = ("nope", "qk_norm_nope", "q_norm_nope", "k_norm_nope")

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from model_surgery import export
 from model_surgery.config import ExportConfig
 from model_surgery.errors import SurgeryError
-from model_surgery.reference import logits_of
 from model_surgery.transformers_registration import register_drope
+from model_surgery.verification.reference import logits_of
 
 TOKENS = torch.randint(96, (2, 25), generator=torch.Generator().manual_seed(13))
 BETA = 1.37

@@ -10,13 +10,12 @@ from torch.nn.functional import rms_norm
 
 from model_surgery.checkpoint import Checkpoint
 from model_surgery.files import read_json
+from model_surgery.rotation import IDENTITY_ROTATION
 from model_surgery.shape import ModelShape, read_shape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_IDENTITY_ROTATION = {"rope_type": "linear", "factor": 1e30}
-"""Angles are divided by the factor, so that every rotation rounds to the identity; same weights, same code."""
 _NOT_OF_THE_FAMILY = (
     "model_type",
     "architectures",
@@ -38,7 +37,7 @@ def reference_config(source: Path, shape: ModelShape, *, layers: int, identity_r
     raw = {key: value for key, value in read_json(source / "config.json").items() if key not in _NOT_OF_THE_FAMILY}
     config = AutoConfig.for_model(shape.model_type, **(raw | {"num_hidden_layers": layers}))
     if identity_rotation:
-        config.rope_parameters = {**config.rope_parameters, **_IDENTITY_ROTATION}
+        config.rope_parameters = {**config.rope_parameters, **IDENTITY_ROTATION}
     return config
 
 

@@ -25,8 +25,8 @@ from model_surgery.architectures import rules
 from model_surgery.checkpoint import Checkpoint
 from model_surgery.files import full_disk_is_bad_input
 from model_surgery.layout import Layout, read_rank, read_sources
-from model_surgery.reference import logits_of, model_of_layers, reference_config, source_logits
 from model_surgery.shape import ModelShape, read_shape
+from model_surgery.verification.reference import logits_of, model_of_layers, reference_config, source_logits
 
 LOGIT_LIMIT = 1e-4
 """Largest accepted difference of a logit in fp32, in units of the logits' root mean square where that exceeds 1."""
