@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -16,11 +17,15 @@ from model_surgery.files import read_json
 from model_surgery.layout import Layout, LayoutWriter, remove_layout
 from model_surgery.partition import join
 from model_surgery.qk_norm import initial_norms, with_qk_norm
+from model_surgery.read_ahead import read_ahead
 from model_surgery.shape import ModelShape, read_shape, source_position_embedding
 from model_surgery.verification.tokens import verification_tokens
 from model_surgery.verification.verify import Verification, verify
 
 log = logging.getLogger(__name__)
+
+_AHEAD_BYTES = 256 << 20
+"""So much of the checkpoint is read and put together while what comes before it is cut and written."""
 
 
 def check(config: SurgeryConfig, source: Path) -> ModelShape:
@@ -92,9 +97,12 @@ def convert(config: SurgeryConfig, *, source: Path, out_dir: Path, norms: dict[s
         sizes = [sum(checkpoint.nbytes(name) for name in rule.sources if name not in inserted) for rule in plan]
         progress = tqdm(desc="surgery", total=sum(sizes), unit="B", unit_scale=True, disable=None)
         with progress, LayoutWriter(out_dir, shape, config.tensor_parallel) as writer:
-            for rule, size in zip(plan, sizes, strict=True):
-                # The parts get no name here, which would keep them mapped while the next ones are read.
-                writer.put(rule, join(_parts(rule, checkpoint, inserted), rule.join, shape))
+            jobs = [
+                (partial(_joined, rule, checkpoint, inserted, shape), size)
+                for rule, size in zip(plan, sizes, strict=True)
+            ]
+            for rule, size, joined in zip(plan, sizes, read_ahead(jobs, _AHEAD_BYTES), strict=True):
+                writer.put(rule, joined)
                 progress.update(size)
             layout = writer.finish(
                 position_embedding="none",
@@ -107,5 +115,6 @@ def convert(config: SurgeryConfig, *, source: Path, out_dir: Path, norms: dict[s
     return layout
 
 
-def _parts(rule: Rule, checkpoint: Checkpoint, inserted: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    return tuple(inserted[name] if name in inserted else checkpoint.tensor(name) for name in rule.sources)
+def _joined(rule: Rule, checkpoint: Checkpoint, inserted: dict[str, Tensor], shape: ModelShape) -> Tensor:
+    parts = tuple(inserted[name] if name in inserted else checkpoint.tensor(name) for name in rule.sources)
+    return join(parts, rule.join, shape)

@@ -1,9 +1,12 @@
 """Every refusal that is possible before any work: what `drope plan` shows and `drope run` starts with."""
 
+from typing import Literal
+
 from eval.config import EvaluationConfig
 from model_surgery.export.formats import format_of
+from model_surgery.files import read_json
 from model_surgery.qk_norm import with_qk_norm
-from model_surgery.shape import ModelShape, read_shape
+from model_surgery.shape import ModelShape, read_shape, source_position_embedding
 from pipeline.errors import RecipeError
 from pipeline.model_source import resolve_model
 from pipeline.recalibration.run import check_schedule
@@ -44,6 +47,7 @@ def check_recipe(recipe: Recipe, stages: list[Stage]) -> None:
     folder = resolve_model(recipe.model)
     shape = read_shape(folder)
     check_shapes(recipe, shape)
+    check_position_embedding(recipe, source_position_embedding(read_json(folder / "config.json")))
     names = {stage.name for stage in stages}
     if "surgery" in names:
         from model_surgery import convert
@@ -60,6 +64,19 @@ def check_recipe(recipe: Recipe, stages: list[Stage]) -> None:
         from eval import run as evaluation
 
         evaluation.check(recipe.evaluation, evaluated_models(recipe, recipe.folder))
+
+
+def check_position_embedding(recipe: Recipe, of_source: Literal["rope", "none"]) -> None:
+    """Raises: RecipeError if the recipe wants something with RoPE from a source that has none, as DroPE models have."""
+    if of_source == "rope":
+        return
+    if recipe.recalibration.control or recipe.recalibration.position_embedding == "rope":
+        field = "control = true" if recipe.recalibration.control else "position_embedding = rope"
+        raise RecipeError(f"recalibration.{field}: {recipe.model.path} has no RoPE that could be kept; take it out")
+    if scaled := [variant for variant in recipe.evaluation.variants if variant in ("rope", "pi", "ntk", "yarn")]:
+        raise RecipeError(
+            f"evaluation.variants has {scaled[0]}: {recipe.model.path} has no RoPE; use drope and drope_scaled alone"
+        )
 
 
 def check_tokenizer(recipe: Recipe) -> None:

@@ -1,5 +1,6 @@
 """What is refused before any work because it would otherwise be noticed only after the training."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from eval.errors import EvaluationError
+from model_surgery.errors import SurgeryError
 from pipeline.checks import check_gpus
 from pipeline.errors import RecipeError
 from pipeline.plan import make_plan
@@ -52,3 +54,32 @@ def test_run_asks_the_hub_for_a_model_that_is_not_built_in(
     assert "nor to be had from the Hub" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("evaluation.variants=[drope, pi]",), "evaluation.variants has pi: .* has no RoPE"),
+        (("evaluation.variants=[drope]", "recalibration.control=true"), "recalibration.control = true: .* has no RoPE"),
+        (("recalibration.position_embedding=rope",), "recalibration.position_embedding = rope: .* has no RoPE"),
+        (("evaluation.variants=[drope]",), None),
+    ],
+)
+def test_a_source_without_rope_has_none_to_keep_or_scale(
+    overrides: tuple[str, ...], said: str | None, tiny_model: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(tiny_model, tmp_path / "drope"))
+    raw = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(raw | {"model_type": "llama_drope", "attention_type": "nope"}))
+    recipe = load_recipe(write_recipe(), (f"model.path={source}", *overrides))
+    if said is None:
+        assert make_plan(recipe).unchecked == []
+    else:
+        with pytest.raises(RecipeError, match=said):
+            make_plan(recipe)
+
+
+def test_a_mixture_of_norms_or_a_format_that_no_class_has_is_refused_now(write_recipe: Callable[..., Path]) -> None:
+    overrides = ("surgery.qk_norm=full", "export.format=identity_rope")
+    with pytest.raises(SurgeryError, match="no stock class has a norm over all heads together"):
+        make_plan(load_recipe(write_recipe(), overrides))
