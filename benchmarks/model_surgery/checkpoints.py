@@ -39,10 +39,10 @@ def make(folder: Path, shape: ModelShape, seed: int = 0) -> None:
 
 
 def config(shape: ModelShape) -> dict[str, object]:
-    """config.json of a Llama of this shape."""
+    """config.json of a model of this shape."""
     return {
         "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "model_type": shape.model_type,
         "hidden_act": "silu",
         "hidden_size": shape.hidden,
         "intermediate_size": shape.ffn,
