@@ -106,9 +106,10 @@ def sampled_layers(layers: int) -> tuple[int, ...]:
 
 
 def planned_runs(source: ModelShape, layout: ModelShape, layers: Sequence[int]) -> list[Run]:
-    """The comparisons of running models that a layout's verification makes."""
-    runs = [Run(ROPE, source, "rope", tuple(layers)), Run(NO_PE, source, "none", tuple(layers))]
-    return runs + ([Run(QK_NORM, layout, "none", tuple(layers))] if layout != source else [])
+    """The comparisons of running models that a layout's verification makes; all with the numbers of the layout."""
+    plain = layout.model_copy(update={"q_norm": source.q_norm, "k_norm": source.k_norm})
+    runs = [Run(ROPE, plain, "rope", tuple(layers)), Run(NO_PE, plain, "none", tuple(layers))]
+    return runs + ([Run(QK_NORM, layout, "none", tuple(layers))] if layout != plain else [])
 
 
 def verify(
@@ -195,7 +196,7 @@ def compare(wanted: Tensor, got: Tensor) -> Comparison:
 def reference_logits(source: Path, run: Run, tokens: Tensor, inserted: dict[str, Tensor]) -> Tensor:
     """Logits [batch, length, vocab] by transformers' own model class in fp32."""
     own = read_shape(source)
-    norms = inserted if run.shape != own else None
+    norms = inserted if run.name == QK_NORM else None
     identity_rotation = run.position_embedding == "none"
     if len(run.layers) == own.layers:
         return source_logits(source, tokens, identity_rotation=identity_rotation, norms=norms)
