@@ -14,7 +14,8 @@ from model_surgery.checkpoint import Checkpoint, fingerprint
 from model_surgery.config import SurgeryConfig
 from model_surgery.errors import SurgeryError
 from model_surgery.files import read_json
-from model_surgery.layout import Layout, LayoutWriter, remove_layout
+from model_surgery.layout import Layout, remove_layout
+from model_surgery.layout_writer import LayoutWriter
 from model_surgery.partition import join
 from model_surgery.qk_norm import initial_norms, with_qk_norm
 from model_surgery.read_ahead import read_ahead

@@ -69,6 +69,12 @@ def nothing_left_on_failure(folder: Path) -> Iterator[None]:
         raise
 
 
+def remove_files(paths: Iterable[Path]) -> None:
+    """Deletes those that are there, in this order."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes a rename in `folder` survive a power loss."""
     descriptor = os.open(folder, os.O_RDONLY)

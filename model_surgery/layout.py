@@ -2,13 +2,8 @@
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -16,17 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model_surgery.architectures import Join, Rule, rules
+from model_surgery.architectures import Join
 from model_surgery.errors import SurgeryError
-from model_surgery.files import atomic_path, write_json
-from model_surgery.partition import split, unjoin, unsplit
+from model_surgery.files import remove_files
+from model_surgery.partition import unjoin, unsplit
 from model_surgery.shape import ModelShape
-from model_surgery.tensor_file import TensorFile, tensor_bytes
+from model_surgery.tensor_file import tensor_bytes
 
 LAYOUT_FILE = "layout.json"
-_THREADS = 4
-_WAITING_BYTES = 256 << 20
-_PAGE = 4096
 
 
 class _Frozen(BaseModel):
@@ -102,116 +94,6 @@ class Layout(_Frozen):
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-class LayoutWriter:
-    """Writes a layout tensor by tensor, in one file per TP rank, while its caller makes the next one ready.
-
-    A few threads digest and write; at most about 256 MiB wait for them. Files do not depend on their number. A slice
-    that was given must not be changed afterwards.
-
-    As a context manager it leaves nothing behind unless `finish` has succeeded. Until then files have temporary names,
-    and an earlier layout in the folder stays as it is.
-    """
-
-    def __init__(self, folder: Path, shape: ModelShape, tensor_parallel: int) -> None:
-        self.folder, self.shape, self.tensor_parallel = folder, shape, tensor_parallel
-        self._paths = [folder / f"tp{rank:02d}-0000.safetensors" for rank in range(tensor_parallel)]
-        self._files: list[TensorFile] = []
-        self._temporaries = ExitStack()
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="layout-writer")
-        self._waiting: deque[tuple[Future[str], int]] = deque()
-        self._waiting_bytes = 0
-        self._puts: list[_Put] = []
-        self._finished = False
-
-    def __enter__(self) -> "LayoutWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        if not self._finished:
-            error = error or RuntimeError("LayoutWriter.finish was not called")
-            self._temporaries.__exit__(type(error), error, error.__traceback__)
-
-    def put(self, rule: Rule, joined: Tensor) -> None:
-        """Cuts a joined tensor and takes every rank's slice."""
-        slices = split(joined, rule.join, self.shape, self.tensor_parallel)
-        self.put_slices(rule, slices)
-
-    def put_slices(self, rule: Rule, slices: list[Tensor]) -> None:
-        """Takes slices that are cut already, one per rank.
-
-        Raises: whatever the writing of an earlier slice raised.
-        """
-        if not self._files:
-            self._open_files()
-        digests = []
-        for file, piece in zip(self._files, slices, strict=True):
-            digests.append(self._pool.submit(file.fill, file.reserve(rule.target, piece), piece))
-            self._waiting.append((digests[-1], piece.nbytes))
-            self._waiting_bytes += piece.nbytes
-        self._puts.append(_Put(rule, slices[0].dtype, [tuple(piece.shape) for piece in slices], digests))
-        while self._waiting_bytes > _WAITING_BYTES:
-            written, size = self._waiting.popleft()
-            written.result()
-            self._waiting_bytes -= size
-
-    def finish(self, **facts: object) -> Layout:
-        """Waits until all is written, then writes layout.json as the mark of completeness."""
-        with self:
-            entries = tuple(put.entry(self._paths) for put in self._puts)
-            layout = Layout(shape=self.shape, tensor_parallel=self.tensor_parallel, tensors=entries, **facts)
-            for file in self._files:
-                file.write_header()
-            # From here on the files of an earlier layout are replaced, so it is complete no more.
-            (self.folder / LAYOUT_FILE).unlink(missing_ok=True)
-            try:
-                self._temporaries.close()
-                write_json(self.folder / LAYOUT_FILE, layout.model_dump(mode="json"))
-            except BaseException:
-                _remove(self._paths)
-                raise
-            self._finished = True
-        return layout
-
-    def _open_files(self) -> None:
-        room = _header_bytes(self.shape)
-        for path in self._paths:
-            file = TensorFile(self._temporaries.enter_context(atomic_path(path)), room)
-            self._temporaries.callback(file.close)
-            self._files.append(file)
-
-
-@dataclass(frozen=True)
-class _Put:
-    """A tensor that a writer took; its digests are there when it is written."""
-
-    rule: Rule
-    dtype: torch.dtype
-    shapes: list[tuple[int, ...]]
-    digests: list[Future[str]]
-
-    def entry(self, paths: list[Path]) -> Entry:
-        """What layout.json says of it, as soon as it is written."""
-        return Entry(
-            target=self.rule.target,
-            sources=self.rule.sources,
-            join=self.rule.join,
-            dtype=dtype_name(self.dtype),
-            pieces=tuple(
-                Piece(file=path.name, shape=shape, sha256=digest.result())
-                for path, shape, digest in zip(paths, self.shapes, self.digests, strict=True)
-            ),
-        )
-
-
-def _header_bytes(shape: ModelShape) -> int:
-    """Room for the header of a file with a slice of every tensor: 128 bytes each beside the name, and whole pages."""
-    needed = 8 + sum(len(rule.target) + 128 for rule in rules(shape))
-    return -(-needed // _PAGE) * _PAGE - 8
-
-
 def dtype_name(dtype: torch.dtype) -> str:
     """A dtype as layout.json has it."""
     return str(dtype).removeprefix("torch.")
@@ -277,7 +159,7 @@ def damaged_tensors(folder: Path, layout: Layout) -> list[str]:
 
 def remove_layout(folder: Path, layout: Layout) -> None:
     """Deletes the files of a layout, its mark of completeness first."""
-    _remove([folder / LAYOUT_FILE, *(folder / piece.file for entry in layout.tensors for piece in entry.pieces)])
+    remove_files([folder / LAYOUT_FILE, *(folder / piece.file for entry in layout.tensors for piece in entry.pieces)])
 
 
 def open_pieces(path: Path):  # safetensors does not export the type of what safe_open returns
@@ -327,8 +209,3 @@ def _intact(tensor: Tensor, entry: Entry, rank: int, folder: Path) -> Tensor:
             "digest of; run the stage again"
         )
     return tensor
-
-
-def _remove(paths: list[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)

@@ -7,7 +7,8 @@ from tqdm import tqdm
 
 from model_surgery.architectures import Join, Rule
 from model_surgery.errors import SurgeryError
-from model_surgery.layout import Entry, Layout, LayoutWriter, read_joined
+from model_surgery.layout import Entry, Layout, read_joined
+from model_surgery.layout_writer import LayoutWriter
 from model_surgery.shape import ModelShape
 
 log = logging.getLogger(__name__)

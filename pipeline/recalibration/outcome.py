@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from model_surgery.architectures import rules
 from model_surgery.files import atomic_path
-from model_surgery.layout import Layout, LayoutWriter
+from model_surgery.layout import Layout
+from model_surgery.layout_writer import LayoutWriter
 from model_surgery.megatron.model import token_losses
 from pipeline.recalibration.batches import read_rows
 from pipeline.recalibration.job import Job

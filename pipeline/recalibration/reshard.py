@@ -11,7 +11,8 @@ from tqdm import tqdm
 from model_surgery.architectures import Join, Rule, rules
 from model_surgery.errors import SurgeryError
 from model_surgery.files import write_json, write_text
-from model_surgery.layout import LayoutWriter, read_joined
+from model_surgery.layout import read_joined
+from model_surgery.layout_writer import LayoutWriter
 from model_surgery.partition import unsplit
 from model_surgery.reshard import check_degree
 from pipeline.errors import RecipeError

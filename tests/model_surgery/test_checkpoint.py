@@ -79,7 +79,7 @@ def test_rotary_buffers_of_old_versions_are_passed_over(model_copy: Path) -> Non
 def test_a_number_that_is_none_is_found_and_nothing_is_left(
     value: float, model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model_surgery.layout._WAITING_BYTES", 1)  # all before the bad tensor is written by then
+    monkeypatch.setattr("model_surgery.layout_writer._WAITING_BYTES", 1)  # all before the bad tensor is written by then
     bad = torch.ones(32)
     bad[7] = value
     rewrite(model_copy, **{NORM: bad})

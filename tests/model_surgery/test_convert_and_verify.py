@@ -200,7 +200,7 @@ def test_a_layout_that_fails_its_verification_is_refused_and_removed(
             return partition.split(joined, how, shape, tensor_parallel)
         return [piece.contiguous() for piece in joined.flatten(0, 1).chunk(tensor_parallel)]
 
-    monkeypatch.setattr("model_surgery.layout.split", split)
+    monkeypatch.setattr("model_surgery.layout_writer.split", split)
     with pytest.raises(SurgeryError, match="the layout does not compute what") as refused:
         convert.run(SurgeryConfig(tensor_parallel=2), source=tiny_model, out_dir=tmp_path)
     assert "\n" not in str(refused.value)

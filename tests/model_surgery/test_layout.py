@@ -15,7 +15,8 @@ from model_surgery.checkpoint import Checkpoint
 from model_surgery.config import SurgeryConfig
 from model_surgery.convert import convert
 from model_surgery.errors import SurgeryError
-from model_surgery.layout import LAYOUT_FILE, Entry, Layout, LayoutWriter, damaged_tensors, read_rank, read_sources
+from model_surgery.layout import LAYOUT_FILE, Entry, Layout, damaged_tensors, read_rank, read_sources
+from model_surgery.layout_writer import LayoutWriter
 from model_surgery.partition import join, split
 from model_surgery.shape import ModelShape
 
@@ -172,8 +173,8 @@ def test_files_do_not_depend_on_the_number_of_threads(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("model_surgery.layout._THREADS", threads)
-    monkeypatch.setattr("model_surgery.layout._WAITING_BYTES", waiting_bytes)
+    monkeypatch.setattr("model_surgery.layout_writer._THREADS", threads)
+    monkeypatch.setattr("model_surgery.layout_writer._WAITING_BYTES", waiting_bytes)
     convert(SurgeryConfig(tensor_parallel=2), source=tiny_model, out_dir=tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == sorted(path.name for path in layouts[2].iterdir())
@@ -262,7 +263,7 @@ def test_an_earlier_layout_stays_whole_until_its_files_are_replaced(
         assert not path.exists()
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("model_surgery.layout.write_json", broken)
+    monkeypatch.setattr("model_surgery.layout_writer.write_json", broken)
     with pytest.raises(OSError, match="Input/output error"):
         convert(SurgeryConfig(tensor_parallel=2), source=tiny_model, out_dir=layout_copy)
     assert list(layout_copy.iterdir()) == []
@@ -282,7 +283,7 @@ def test_a_writer_that_is_not_finished_leaves_nothing(layouts: dict[int, Path], 
 def test_a_full_disk_is_bad_input(
     waiting_bytes: int, tiny_model: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model_surgery.layout._WAITING_BYTES", waiting_bytes)
+    monkeypatch.setattr("model_surgery.layout_writer._WAITING_BYTES", waiting_bytes)
     (small_disk / "other").write_bytes(bytes(40_000))
     with pytest.raises(SurgeryError, match="the disk is full") as refused:
         convert(SurgeryConfig(tensor_parallel=2), source=tiny_model, out_dir=small_disk / "layout")

@@ -11,7 +11,8 @@ from model_surgery.architectures import rules, source_shapes
 from model_surgery.config import SurgeryConfig
 from model_surgery.convert import convert
 from model_surgery.errors import SurgeryError
-from model_surgery.layout import LAYOUT_FILE, Layout, LayoutWriter, read_rank
+from model_surgery.layout import LAYOUT_FILE, Layout, read_rank
+from model_surgery.layout_writer import LayoutWriter
 from model_surgery.partition import join
 from model_surgery.reshard import reshard
 from model_surgery.shape import ModelShape

@@ -16,7 +16,8 @@ from model_surgery.config import ExportConfig, SurgeryConfig
 from model_surgery.convert import convert
 from model_surgery.errors import SurgeryError
 from model_surgery.export import weights
-from model_surgery.layout import LAYOUT_FILE, Layout, LayoutWriter, read_rank
+from model_surgery.layout import LAYOUT_FILE, Layout, read_rank
+from model_surgery.layout_writer import LayoutWriter
 from model_surgery.verification.verify import source_logits
 
 TOKENS = torch.randint(96, (2, 32), generator=torch.Generator().manual_seed(5))
