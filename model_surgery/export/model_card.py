@@ -13,9 +13,11 @@ _NORMS = {"full": "over all heads together", "per_head": "over each head"}
 def model_card(layout: Layout, form: HubFormat, facts: dict[str, Any], scale: SoftmaxScale | None = None) -> str:
     """A model card: what the model is, from what it was made, how to load it."""
     if layout.position_embedding == "none":
+        made = "made from a RoPE model by dropping its rotation and recalibrating at the original context length"
+        if layout.source_position_embedding == "none":
+            made = "trained further from a model that had none already"
         what = (
-            "A transformer **without positional embeddings**, made from a RoPE model by dropping its rotation and "
-            "recalibrating at the original context length (DroPE: Gelberg et al. 2025, "
+            f"A transformer **without positional embeddings**, {made} (DroPE: Gelberg et al. 2025, "
             "[arXiv:2512.12167](https://arxiv.org/abs/2512.12167))."
         )
     else:

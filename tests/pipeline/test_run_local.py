@@ -50,7 +50,7 @@ def test_every_stage_left_a_manifest_with_its_lineage(finished: Path) -> None:
         for name in manifest.inputs.keys() & manifests.keys():
             assert manifest.inputs[name] == manifests[name].digest
     assert manifests["recalibration"].inputs.keys() == {"data", "surgery"}
-    assert manifests["surgery"].facts["verification"]["with_rope"]["top1_agreement"] == 1.0
+    assert manifests["surgery"].facts["verification"]["comparisons"]["with RoPE"]["top1_agreement"] == 1.0
     assert manifests["export"].facts["drope"]["mean_difference"] < 1e-5
 
 

@@ -54,6 +54,13 @@ def test_a_control_says_that_it_has_rope(layout: Callable[..., Layout]) -> None:
     assert "without positional embeddings" not in card
 
 
+def test_a_source_that_had_no_rope_lost_none(layout: Callable[..., Layout]) -> None:
+    assert "made from a RoPE model by dropping its rotation" in card_of(layout(), {"dtype": "float32"})
+    again = card_of(layout(source_position_embedding="none"), {"dtype": "float32"})
+    assert "trained further from a model that had none already" in again
+    assert "RoPE model" not in again
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [
