@@ -105,8 +105,8 @@ def test_unsupported_architecture(refused: Callable[..., str], tiny_model: Path,
 
 
 def test_tp_that_does_not_fit(refused: Callable[..., str]) -> None:
-    line = refused("surgery.tensor_parallel=3")
-    assert "4 query heads" in line and "use 1 or 2" in line
+    line = refused("surgery.tensor_parallel=5")
+    assert "surgery.tensor_parallel = 5" in line and "4 query heads; use 4 or less" in line
 
 
 def test_stage_that_does_not_exist(drope: Any, write_recipe: Callable[..., Path]) -> None:
