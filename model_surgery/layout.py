@@ -19,6 +19,8 @@ from model_surgery.shape import ModelShape
 from model_surgery.tensor_file import tensor_bytes
 
 LAYOUT_FILE = "layout.json"
+ORIGIN = ("source", "source_fingerprint", "source_position_embedding", "inserted_norms")
+"""Fields that whatever is made from a layout takes over from it."""
 
 
 class _Frozen(BaseModel):
@@ -85,8 +87,7 @@ class Layout(_Frozen):
     @property
     def origin(self) -> dict[str, Any]:
         """What a layout that is made from this one says of its source."""
-        names = ("source", "source_fingerprint", "source_position_embedding", "inserted_norms")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ORIGIN}
 
     def digest(self) -> str:
         """sha256 over shapes, cuts and the digests of all pieces: equal if and only if all slices are equal."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from model_surgery.layout import Layout
+from model_surgery.layout import ORIGIN, Layout
 from model_surgery.shape import ModelShape
 from pipeline.errors import RecipeError
 from pipeline.recalibration.config import RecalibrationConfig
@@ -35,8 +35,7 @@ class _State(BaseModel):
     @property
     def origin(self) -> dict[str, str | None]:
         """What a layout that is made from this checkpoint says of its source, as `Layout.origin`."""
-        names = ("source", "source_fingerprint", "source_position_embedding", "inserted_norms")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ORIGIN}
 
 
 class DeepSpeedState(_State):

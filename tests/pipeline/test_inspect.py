@@ -79,23 +79,25 @@ def test_a_path_that_cannot_be_is_one_line(drope: Callable, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("family", "norms", "position_embedding", "architecture"),
+    ("family", "norms", "position_embedding", "wanted", "architecture"),
     [
-        ("llama", "none", "none", "SmolLM3ForCausalLM"),
-        ("qwen2", "per_head", "none", "Qwen3ForCausalLM"),
-        ("qwen2", "per_head", "rope", "Qwen3ForCausalLM"),
-        ("llama", "full", "none", "DroPELlamaForCausalLM"),
-        ("llama", "full", "rope", "DroPELlamaForCausalLM"),
-        ("qwen2", "none", "rope", "Qwen2ForCausalLM"),
+        ("llama", "none", "none", "auto", "SmolLM3ForCausalLM"),
+        ("llama", "none", "none", "identity_rope", "LlamaForCausalLM"),
+        ("qwen2", "per_head", "none", "auto", "Qwen3ForCausalLM"),
+        ("qwen2", "per_head", "none", "identity_rope", "Qwen3ForCausalLM"),
+        ("qwen2", "per_head", "rope", "auto", "Qwen3ForCausalLM"),
+        ("llama", "full", "none", "auto", "DroPELlamaForCausalLM"),
+        ("llama", "full", "rope", "auto", "DroPELlamaForCausalLM"),
+        ("qwen2", "none", "rope", "auto", "Qwen2ForCausalLM"),
+        ("qwen2", "none", "rope", "identity_rope", "Qwen2ForCausalLM"),
     ],
 )
-@pytest.mark.parametrize("wanted", ["auto", "identity_rope"])
 def test_exports_of_every_class(
     family: str,
     norms: str,
     position_embedding: str,
-    architecture: str,
     wanted: str,
+    architecture: str,
     tiny_model: Path,
     qwen2_model: Path,
     tmp_path: Path,
@@ -104,10 +106,6 @@ def test_exports_of_every_class(
     from model_surgery.config import ExportConfig, SurgeryConfig
     from model_surgery.convert import convert
 
-    if wanted == "identity_rope":
-        if norms == "full":
-            pytest.skip("refused")
-        architecture = {("llama", "none"): "LlamaForCausalLM"}.get((family, norms), architecture)
     source = {"llama": tiny_model, "qwen2": qwen2_model}[family]
     layout = convert(SurgeryConfig(qk_norm=norms), source=source, out_dir=tmp_path / "layout")
     changed = layout.model_copy(update={"position_embedding": position_embedding})
