@@ -8,8 +8,10 @@ from model_surgery.errors import SurgeryError
 from model_surgery.shape import ModelShape, NormKind
 
 
-def with_qk_norm(shape: ModelShape, kind: NormKind, name: str) -> ModelShape:
+def with_qk_norm(shape: ModelShape, kind: NormKind, name: str, *, field: str = "surgery.qk_norm") -> ModelShape:
     """The shape of the model with norms of this kind on queries and keys; with "none" as it is.
+
+    `name` of the model and `field` of the recipe are for the error.
 
     Raises: SurgeryError if it has such norms already.
     """
@@ -17,7 +19,7 @@ def with_qk_norm(shape: ModelShape, kind: NormKind, name: str) -> ModelShape:
         return shape
     if shape.q_norm != "none" or shape.k_norm != "none":
         raise SurgeryError(
-            f"surgery.qk_norm = {kind!r}: {name} has norms already (q: {shape.q_norm}, k: {shape.k_norm}); use 'none', "
+            f"{field} = {kind!r}: {name} has norms already (q: {shape.q_norm}, k: {shape.k_norm}); use 'none', "
             "which keeps them"
         )
     return shape.model_copy(update={"q_norm": kind, "k_norm": kind})

@@ -86,20 +86,14 @@ def _layout_facts(path: Path, verify: bool) -> Facts:
 
 
 def _training_checkpoint_facts(path: Path, verify: bool) -> Facts:
-    from pipeline.recalibration.checkpoints import is_complete
-    from pipeline.recalibration.portable import open_part
-    from pipeline.recalibration.state import PARTS, DeepSpeedState, read_state
-    from pipeline.recalibration.zero_checkpoint import check_bytes
+    from pipeline.recalibration.checkpoints.folders import is_complete
+    from pipeline.recalibration.checkpoints.intact import damage
+    from pipeline.recalibration.checkpoints.state import DeepSpeedState, read_state
 
     if (state := read_state(path)) is None:
         raise RecipeError(f"{path}: no state.json")
-    if verify and isinstance(state, DeepSpeedState):
-        for file in sorted(path.glob("*.pt")):
-            check_bytes(file)
-    elif verify:
-        for part in PARTS:
-            open_part(path, state, part)
-            _layout_facts(path / part, True)
+    if verify and (problem := damage(path)):
+        raise RecipeError(f"{path}: {problem}; use another checkpoint")
     facts: Facts = {
         "kind": "training checkpoint",
         "complete": "yes" if is_complete(path) else "no: its save was cut off",
@@ -110,9 +104,9 @@ def _training_checkpoint_facts(path: Path, verify: bool) -> Facts:
         "source": state.source,
     }
     if isinstance(state, DeepSpeedState):
-        ranks = f"{state.data_parallel} data-parallel ranks at ZeRO stage {state.zero_stage} only; see drope reshard"
-        return facts | {"stored by": "DeepSpeed", "goes on with": ranks} | ({"bytes": "as written"} if verify else {})
-    facts |= {"stored as": "layouts", "goes on with": "any data-parallel ranks and ZeRO stage"}
+        ranks = f"by DeepSpeed, {state.data_parallel} data-parallel ranks at ZeRO stage {state.zero_stage}"
+        return facts | {"stored": ranks} | ({"bytes": "as written"} if verify else {})
+    facts |= {"stored": "as layouts"}
     facts |= {f"{part} digest": digest for part, digest in state.digests.items()}
     return facts | ({"digests": "all tensors as recorded"} if verify else {})
 

@@ -9,9 +9,10 @@ from model_surgery.files import full_disk_is_bad_input
 from model_surgery.layout import LAYOUT_FILE
 from model_surgery.reshard import reshard as reshard_layout
 from pipeline.errors import RecipeError
-from pipeline.recalibration import checkpoints
-from pipeline.recalibration.reshard import open_source, write_portable
-from pipeline.recalibration.state import STATE_FILE
+from pipeline.recalibration.checkpoints.folders import name_of
+from pipeline.recalibration.checkpoints.reshard import write_portable
+from pipeline.recalibration.checkpoints.sources import open_source
+from pipeline.recalibration.checkpoints.state import STATE_FILE
 from pipeline.run_local import RECIPE_FILE
 
 
@@ -56,9 +57,9 @@ def refuse_unseen(out_dir: Path, step: int) -> None:
     """Raises: RecipeError if a checkpoint is meant for a run that would not find it, or does not exist yet."""
     if out_dir.parent.name != "checkpoints":
         return
-    if out_dir.name != checkpoints.name_of(step):
+    if out_dir.name != name_of(step):
         raise RecipeError(
-            f"--out {out_dir}: a run finds it under the name of its step only: {checkpoints.name_of(step)}"
+            f"--out {out_dir}: a run finds it under the name of its step only: {name_of(step)}"
         )
     run = out_dir.resolve().parents[2]
     if not (run / RECIPE_FILE).is_file():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.model_source import resolve_model
+from pipeline.recalibration.config import OPERATIONAL
 from pipeline.recipe import Recipe
 
 
@@ -42,8 +43,13 @@ def _dump(section: Any) -> dict[str, Any]:
 
 
 def _training_config(recipe: Recipe) -> dict[str, Any]:
-    """The settings that the trained weights depend on: a control may be added to a run later, and disk be freed."""
-    return recipe.recalibration.model_dump(mode="json", exclude={"control", "keep_checkpoints"})
+    """The settings that the trained weights depend on: ranks may change, a control may be added, and disk be freed."""
+    return recipe.recalibration.model_dump(mode="json", exclude=set(OPERATIONAL))
+
+
+def _surgery_config(recipe: Recipe) -> dict[str, Any]:
+    """The settings that the whole tensors depend on: training takes a layout of any TP degree."""
+    return recipe.surgery.model_dump(mode="json", exclude={"tensor_parallel"})
 
 
 def _model_fingerprint(recipe: Recipe) -> dict[str, str]:
@@ -137,7 +143,14 @@ def _calibration_rows(recipe: Recipe, run: Path) -> Any:
 def _train(recipe: Recipe, position_embedding: Literal["none", "rope"], run: Path, out_dir: Path) -> dict[str, Any]:
     from pipeline.recalibration.run import run as train
 
-    return train(recipe.recalibration, position_embedding, shards=run / "data", layout=run / "surgery", out_dir=out_dir)
+    return train(
+        recipe.recalibration,
+        position_embedding,
+        tensor_parallel=recipe.surgery.tensor_parallel,
+        shards=run / "data",
+        layout=run / "surgery",
+        out_dir=out_dir,
+    )
 
 
 def _run_recalibration(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
@@ -240,7 +253,7 @@ STAGES = (
         "drop the positional embeddings and cut the checkpoint into its tensor-parallel layout",
         needs=(),
         needs_also=lambda recipe: ("data",) if recipe.surgery.calibrates else (),
-        config=lambda recipe: _dump(recipe.surgery),
+        config=_surgery_config,
         run=_run_surgery,
         sources=_model_fingerprint,
     ),

@@ -58,7 +58,9 @@ class GuardConfig(_Section):
     recurrence: Literal["lower_lr", "stop"] = Field(
         "lower_lr", description="what to do when the run has to go back again before it got past the last trouble"
     )
-    lr_factor: float = Field(0.5, gt=0, lt=1, description="lower_lr: the learning rate is multiplied by this from there")
+    lr_factor: float = Field(
+        0.5, gt=0, lt=1, description="lower_lr: the learning rate is multiplied by this from there"
+    )
 
 
 class RecalibrationConfig(_Section):
@@ -116,11 +118,15 @@ class RecalibrationConfig(_Section):
         "none", description="norm of queries and keys that is put in at drop_at_step"
     )
     branch_from: Path | None = Field(
-        None, description="checkpoint of another run that this one goes on from, e.g. runs/X/.../checkpoints/step-00001000"
+        None,
+        description="checkpoint of another run that this one goes on from, e.g. runs/X/.../checkpoints/step-00001000",
     )
     guard: GuardConfig = Field(default_factory=GuardConfig, description="loss spikes and divergence")
     hang_seconds: float = Field(
-        600.0, gt=0, allow_inf_nan=False, description="a rank that makes no progress for this long ends the job, seconds"
+        600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="a rank that makes no progress for this long ends the job, seconds",
     )
     layer_numbers_every: int = Field(
         100, ge=0, description="steps between attention-logit maxima and QK-norm weights of every layer; 0: never"
@@ -149,7 +155,9 @@ class RecalibrationConfig(_Section):
         if self.drop_qk_norm != "none" and self.drop_at_step is None:
             raise ValueError(f"drop_qk_norm = {self.drop_qk_norm} needs drop_at_step; from the start: surgery.qk_norm")
         if self.validation_lengths[0] != 1 or len(set(self.validation_lengths)) < len(self.validation_lengths):
-            raise ValueError("validation_lengths are different multiples of the training length, 1 first, as in [1, 2, 4]")
+            raise ValueError(
+                "validation_lengths are different multiples of the training length, 1 first, as in [1, 2, 4]"
+            )
         return self
 
     def _check_batch(self) -> None:

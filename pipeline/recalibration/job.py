@@ -1,20 +1,26 @@
-"""What the training processes are told: one JSON file, written by the stage and read by every rank."""
+"""What the training processes are told, and what they say when they end: two JSON files."""
 
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from model_surgery.files import write_json
 from pipeline.recalibration.config import RecalibrationConfig
+
+END_FILE = "end.json"
 
 
 class Job(BaseModel):
-    """Inputs and output of one training run."""
+    """Inputs and output of one training run; written by the stage, read by every rank."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: RecalibrationConfig
     position_embedding: Literal["none", "rope"]
+    """What the model has in the end."""
+    tensor_parallel: int
+    """TP degree of the training; the layout may have another."""
     layout: Path
     shards: Path
     out_dir: Path
@@ -22,3 +28,35 @@ class Job(BaseModel):
     @property
     def description(self) -> str:
         return "recalibration" if self.position_embedding == "none" else "training with RoPE"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.out_dir / "checkpoints"
+
+
+class End(BaseModel):
+    """Why the training processes ended; rank 0's last act, or that of a rank that refuses to go on.
+
+    finished: the budget is used up. stopped: a signal came, the step's checkpoint is there. drop: the next processes go
+    on without positional embedding. rollback: they go on from an older checkpoint. diverged: the guard gave up.
+    refused: what was found cannot be gone on with.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reason: Literal["finished", "stopped", "drop", "rollback", "diverged", "refused"]
+    step: int
+    message: str = ""
+
+    def save(self, out_dir: Path) -> None:
+        write_json(out_dir / END_FILE, self.model_dump())
+
+    @staticmethod
+    def take(out_dir: Path) -> "End | None":
+        """What is there, which is then removed: the next processes leave their own."""
+        path = out_dir / END_FILE
+        if not path.is_file():
+            return None
+        end = End.model_validate_json(path.read_bytes())
+        path.unlink()
+        return end

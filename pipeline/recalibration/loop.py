@@ -1,8 +1,9 @@
-"""The training run of one rank, top to bottom."""
+"""The training of one rank, from a checkpoint to the end of the budget or to a reason to end earlier."""
 
+import socket
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import deepspeed
 import torch
@@ -11,100 +12,280 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data_prep.artifact import ShardSet
-from data_prep.rows import build_rows
-from model_surgery.layout import Layout, read_rank
-from pipeline.recalibration import checkpoints
-from pipeline.recalibration.batches import Batch, micro_batches, read_rows
-from pipeline.recalibration.engine import build_engine
-from pipeline.recalibration.job import Job
+from data_prep.rows import Rows, build_rows
+from model_surgery.layout import Layout
+from pipeline.recalibration import going_back
+from pipeline.recalibration.batches import Batch, ReadAhead, micro_batches, read_rows
+from pipeline.recalibration.checkpoints.saving import Saver
+from pipeline.recalibration.checkpoints.state import DeepSpeedState
+from pipeline.recalibration.exchange import Report, Reports, exchange
+from pipeline.recalibration.guard.rollbacks import Rollback, batch_of, lr_scale_of, read_rollbacks
+from pipeline.recalibration.guard.spikes import Guard
+from pipeline.recalibration.guard.veto import install_veto
+from pipeline.recalibration.job import End, Job
 from pipeline.recalibration.loss import loss_factor, share_of_loss, summed_loss
-from pipeline.recalibration.metrics import Metrics
+from pipeline.recalibration.metrics import Metrics, Value, read_metrics
 from pipeline.recalibration.outcome import save_outcome
-from pipeline.recalibration.parallel import mean_over_data_parallel
-from pipeline.recalibration.portable import starting_layout
+from pipeline.recalibration.phases import Phase, phase_of, phases
 from pipeline.recalibration.schedule import lr_factor
-from pipeline.recalibration.state import DeepSpeedState
+from pipeline.recalibration.signals import StopWish
+from pipeline.recalibration.start import Start, find_start, open_engine
+from pipeline.recalibration.usage import described, device_name, memory_bytes
 
 
-def train(job: Job, device: torch.device) -> None:
-    """Trains from the newest complete checkpoint (or the layout) to the end of the token budget."""
-    config = job.config
+def train(job: Job) -> End:
+    """Trains from the newest intact checkpoint, or the layout, until there is a reason to end; says which.
+
+    All ranks call it. Rank 0 writes metrics and events; everything that decides is the same on all.
+    """
+    wish = StopWish()
     shards, layout = ShardSet.load(job.shards), Layout.load(job.layout)
-    steps = config.steps(shards.row_length)
+    config, of_run = job.config, phases(job.config, job.position_embedding, layout, shards.row_length)
+    rollbacks = read_rollbacks(job.out_dir)
+    start = find_start(job, rollbacks)
+    phase = phase_of(start.step + 1, of_run)
     rows = build_rows(
         shards,
         job.shards,
-        train_rows=steps * config.batch,
+        train_rows=of_run[-1].last * config.batch,
         validation_rows=config.validation_rows,
         mask_documents=config.mask_documents,
         cache_dir=job.out_dir / "row-index",
     )
-    folder = job.out_dir / "checkpoints"
-    weights = starting_layout(checkpoints.newest(folder), job.layout)
-    slices = read_rank(weights, Layout.load(weights), parallel_state.get_tensor_model_parallel_rank())
-    engine = build_engine(config, layout, slices, job.position_embedding)
-    done = checkpoints.resume(engine, folder)
-
-    is_first = torch.distributed.get_rank() == 0
-    writer = Metrics(job.out_dir, done=done, steps=steps, description=job.description) if is_first else nullcontext()
-    with writer as metrics:
-        if done == 0:
-            record(metrics, 0, {"validation_loss": validate(engine, rows.validation, config.micro_batch, device)})
-        for step in range(done + 1, steps + 1):
-            began = time.perf_counter()
-            lr = config.lr * lr_factor(step, steps, config.schedule)
-            loss = train_step(engine, micro_batches(rows.train, step, config.batch, config.micro_batch, device), lr)
-            numbers = {
-                "loss": mean_over_data_parallel(loss),
-                "lr": lr,
-                "grad_norm": float(engine.get_global_grad_norm()),
-                "tokens": step * config.batch * shards.row_length,
-                "tokens_per_second": config.batch * shards.row_length / (time.perf_counter() - began),
-            }
-            if step % config.validation_every == 0 or step == steps:
-                numbers["validation_loss"] = validate(engine, rows.validation, config.micro_batch, device)
-            record(metrics, step, numbers)
-            if step % config.checkpoint_every == 0 and step < steps:
-                if metrics:
-                    metrics.sync()
-                state = describe(job, layout, step, step * config.batch * shards.row_length)
-                checkpoints.save(engine, folder, state, config.keep_checkpoints)
-    save_outcome(engine, job, layout, rows.validation, steps, steps * config.batch * shards.row_length, device)
-
-
-def describe(job: Job, layout: Layout, step: int, tokens: int) -> DeepSpeedState:
-    """What a checkpoint of this run says of itself after `step` steps."""
-    return DeepSpeedState(
-        step=step,
-        tokens=tokens,
-        tensor_parallel=layout.tensor_parallel,
-        data_parallel=job.config.data_parallel,
-        zero_stage=job.config.zero_stage,
-        position_embedding=job.position_embedding,
-        shape=layout.shape,
-        **layout.origin,
+    engine = open_engine(job, layout, phase, start)
+    trained = layout.model_copy(
+        update={"shape": phase.shape, "inserted_norms": phase.inserted_norms, "tensor_parallel": job.tensor_parallel}
     )
+    is_first = torch.distributed.get_rank() == 0
+    steps = of_run[-1].last
+    opened = Metrics(job.out_dir, done=start.step, steps=steps, description=job.description) if is_first else None
+    with opened or nullcontext() as metrics:
+        sizes = {"steps": steps, "row_length": shards.row_length}
+        training = Training(job, trained, engine, rows, phase, **sizes, rollbacks=rollbacks, wish=wish, metrics=metrics)
+        training.remember(start)
+        end = training.run(start.step)
+        if end.reason == "finished":
+            save_outcome(engine, job, trained, rows.validation, steps, training.tokens(steps), training.device)
+    return end
 
 
-def record(metrics: Metrics | None, step: int, numbers: dict[str, float]) -> None:
-    """Writes a step's numbers where this rank is the one that does."""
-    if metrics:
-        metrics.write(step, numbers)
+@dataclass
+class Training:
+    """What the steps of one session of processes share."""
 
+    job: Job
+    layout: Layout
+    """Shape, origin and TP degree of what is trained; not its tensors."""
+    engine: deepspeed.DeepSpeedEngine
+    rows: Rows
+    phase: Phase
+    steps: int
+    row_length: int
+    rollbacks: tuple[Rollback, ...]
+    wish: StopWish
+    metrics: Metrics | None
+    guard: Guard = field(init=False)
+    saver: Saver = field(init=False)
+    best: tuple[float, int] | None = None
+    """The lowest validation loss so far, and its step."""
 
-def train_step(engine: deepspeed.DeepSpeedEngine, batches: Iterator[Batch], lr: float) -> Tensor:
-    """One optimizer update at learning rate `lr`; a scalar whose mean over data-parallel ranks is the batch's loss."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
-    batches = list(batches)  # how much each counts depends on all of them
-    factor = loss_factor(batches)
-    losses = []
-    for batch in batches:
-        loss = share_of_loss(engine, batch, factor)
-        engine.backward(loss)
-        engine.step()
-        losses.append(loss.detach())
-    return torch.stack(losses).mean()
+    def __post_init__(self) -> None:
+        config = self.job.config
+        self.guard = Guard(config.guard)
+        self.saver = Saver(self.engine, self.job.checkpoints, config)
+        self.veto = install_veto(self.engine, lambda norm: self.guard.judge(self.loss, norm))
+        self.loss, self.saved_at, self.device = 0.0, time.monotonic(), self.engine.device
+
+    def remember(self, start: Start) -> None:
+        """Takes up what the steps before this session have left in metrics.jsonl, the same on all ranks."""
+        lines = [read_metrics(self.job.out_dir) if self.metrics else []]
+        torch.distributed.broadcast_object_list(lines)
+        for line in lines[0]:
+            self.note_validation(line["step"], line)
+        # Numbers of another model say nothing about this one's.
+        first = self.phase.first
+        self.guard.replay(line for line in lines[0] if line["step"] >= first)
+        mine = (socket.gethostname(), device_name(self.device))
+        machines: list[tuple[str, str]] = [mine] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(machines, mine)
+        if self.metrics:
+            listed = {"tensor_parallel": self.job.tensor_parallel, "machines": described(machines)}
+            self.metrics.event("started", start.step, position_embedding=self.phase.position_embedding, **listed)
+            for problem in start.set_aside:
+                self.metrics.say(problem)
+                self.metrics.event("checkpoint_damaged", start.step, problem=problem)
+
+    def run(self, done: int) -> End:
+        """Steps `done` + 1 to the end of the phase, or to a reason to end before."""
+        if done == 0:
+            self.record(0, self.validate(0))
+        ahead = ReadAhead(self.read, done + 1, self.phase.last)
+        for step in range(done + 1, self.phase.last + 1):
+            if end := self.step(step, ahead):
+                return end
+        self.publish()
+        return End(reason="finished" if self.phase.last == self.steps else "drop", step=self.phase.last)
+
+    def step(self, step: int, ahead: ReadAhead) -> End | None:
+        """One step, its numbers, and what is due after it."""
+        began = time.perf_counter()
+        lr = self.job.config.lr * self.lr_share(step)
+        share = self.accumulate(ahead.take(step), lr)
+        reports = self.tell(share, ahead.waited)
+        self.loss = reports.loss
+        self.engine.step()  # the veto asks the guard
+        self.guard.observe(self.loss, self.veto.norm, self.veto.reason is not None)
+        numbers = self.numbers(step, lr, reports, time.perf_counter() - began)
+        if self.saver.is_writing and reports.all_written:
+            self.publish()
+        if step % self.job.config.validation_every == 0 or step == self.phase.last:
+            numbers |= self.validate(step)
+        if self.guard.must_go_back:
+            self.record(step, numbers)
+            return self.go_back(step)
+        due = self.is_due(step, reports)
+        if due:
+            numbers["checkpoint_pause_seconds"] = self.save(step)
+        self.record(step, numbers)
+        if due and (reports.stop or not self.job.config.checkpoint_async):
+            self.publish()
+        return End(reason="stopped", step=step) if reports.stop and step < self.steps else None
+
+    def read(self, step: int) -> list[Batch]:
+        """This rank's micro batches of a step."""
+        config, number = self.job.config, batch_of(step, self.rollbacks, self.steps)
+        return list(micro_batches(self.rows.train, number, config.batch, config.micro_batch, self.device))
+
+    def lr_share(self, step: int) -> float:
+        """Share of the peak learning rate: the schedule's, and what the guard has lowered it to."""
+        config = self.job.config
+        scheduled = lr_factor(step, self.steps, config.schedule, config.batch * self.row_length)
+        return scheduled * lr_scale_of(step, self.rollbacks)
+
+    def tokens(self, step: int) -> int:
+        """Tokens read by the end of a step."""
+        return step * self.job.config.batch * self.row_length
+
+    def accumulate(self, batches: list[Batch], lr: float) -> Tensor:
+        """Gradients of the global batch; a scalar whose mean over data-parallel ranks is its loss."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        factor = loss_factor(batches)  # how much each counts depends on all of them
+        losses = []
+        for batch in batches:
+            if losses:
+                self.engine.step()  # within the accumulation it only counts
+            loss = share_of_loss(self.engine, batch, factor)
+            self.engine.backward(loss)
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
+
+    def tell(self, share: Tensor, waited: float) -> Reports:
+        """What this rank has to say of the step, and what all have."""
+        minutes = self.job.config.checkpoint_minutes
+        report = Report(
+            loss=share.item(),
+            stop=float(self.wish.name is not None),
+            due=float(minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes),
+            save_status=self.saver.status,
+            data_wait_seconds=waited,
+            memory_bytes=memory_bytes(self.device),
+        )
+        reports = exchange(report, self.device)
+        if reports.any_failed:
+            self.saver.abandon()
+        return reports
+
+    def numbers(self, step: int, lr: float, reports: Reports, seconds: float) -> dict[str, Value]:
+        """The line of a step."""
+        tokens = self.job.config.batch * self.row_length
+        return {
+            "loss": self.loss,
+            "lr": lr,
+            "grad_norm": self.veto.norm,
+            **({"skipped": self.veto.reason} if self.veto.reason else {}),
+            "tokens": self.tokens(step),
+            "step_seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "tokens_per_second_per_device": tokens / seconds / len(reports.ranks),
+            "data_wait_seconds": max(report.data_wait_seconds for report in reports.ranks),
+            "memory_bytes": max(report.memory_bytes for report in reports.ranks),
+        }
+
+    def record(self, step: int, numbers: dict[str, Value]) -> None:
+        """Writes a step's line, on the rank that does."""
+        if self.metrics is None:
+            return
+        self.metrics.write(step, numbers)
+        if "skipped" in numbers:
+            facts = {name: numbers[name] for name in ("loss", "grad_norm", "lr")}
+            self.metrics.event("skip", step, reason=numbers["skipped"], in_a_row=self.guard.skips_in_a_row, **facts)
+            self.metrics.say(f"step {step:,}: update skipped: {numbers['skipped']}")
+
+    def note_validation(self, step: int, line: dict[str, Value]) -> bool:
+        """Whether a line holds the lowest validation loss so far, which is then remembered."""
+        loss = line.get("validation_loss")
+        if step == 0 or loss is None or (self.best is not None and self.best[0] <= loss):
+            return False
+        self.best = (loss, step)
+        return True
+
+    def validate(self, step: int) -> dict[str, Value]:
+        """Numbers of a validation."""
+        found = {
+            "validation_loss": validate(self.engine, self.rows.validation, self.job.config.micro_batch, self.device)
+        }
+        self.note_validation(step, found)
+        return found
+
+    def is_due(self, step: int, reports: Reports) -> bool:
+        """Whether a checkpoint is taken after this step; the trained layout stands for the last one."""
+        config = self.job.config
+        if step == self.steps:
+            return False
+        is_best = config.keep_best and self.best is not None and self.best[1] == step
+        return step % config.checkpoint_every == 0 or reports.due or reports.stop or is_best or step == self.phase.last
+
+    def save(self, step: int) -> float:
+        """Begins the checkpoint of a step; the seconds in which training stood still for it."""
+        began = time.perf_counter()
+        self.publish()  # one that is still being written
+        config, shape = self.job.config, self.phase.shape
+        self.saver.begin(
+            DeepSpeedState(
+                step=step,
+                tokens=self.tokens(step),
+                tensor_parallel=self.job.tensor_parallel,
+                data_parallel=config.data_parallel,
+                zero_stage=config.zero_stage,
+                precision=config.precision,
+                position_embedding=self.phase.position_embedding,
+                shape=shape,
+                calm=self.veto.reason is None,
+                rollbacks=len(self.rollbacks),
+                **self.layout.origin,
+            )
+        )
+        self.saved_at = time.monotonic()
+        return time.perf_counter() - began
+
+    def publish(self) -> None:
+        """Waits for the checkpoint that is being written, if there is one, and makes it visible."""
+        if self.metrics:
+            self.metrics.sync()  # a checkpoint must not know of steps whose lines could be lost
+        best = self.best[1] if self.job.config.keep_best and self.best else None
+        published = self.saver.publish(best)
+        if published and self.metrics:
+            self.metrics.event("checkpoint", published.step, bytes=published.bytes, seconds=published.seconds)
+
+    def go_back(self, step: int) -> End:
+        """Decides where the next processes go on, or that none do; rank 0's decision counts."""
+        self.publish()
+        if self.metrics is None:
+            return End(reason="rollback", step=step)
+        return going_back.go_back(
+            self.job, step, self.guard.skips_in_a_row, self.rollbacks, self.veto.reason, self.metrics
+        )
 
 
 def validate(engine: deepspeed.DeepSpeedEngine, rows: Dataset, micro_batch: int, device: torch.device) -> float:

@@ -1,9 +1,12 @@
 """One line of numbers per step in metrics.jsonl, the same in TensorBoard, and a progress bar for people."""
 
 import json
+import math
 import os
 import sys
 import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
@@ -11,14 +14,24 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
+MEASURED = frozenset(
+    {
+        *("step_seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu", "data_wait_seconds"),
+        *("checkpoint_pause_seconds", "memory_bytes", "slowest_rank", "slowest_host", "slowest_ratio"),
+    }
+)
+"""Numbers of a line that clocks and machines decide; all others are the same in every run of the same training."""
 _SECONDS_BETWEEN_LINES = 30.0
+Value = float | str | None | list[float]
 
 
 class Metrics:
-    """Writes the run's numbers; only rank 0 makes one. A context manager.
+    """Writes the run's numbers and decisions; only rank 0 makes one. A context manager.
 
-    On resume, lines after the resumed step are taken off, so that every step stands in the file exactly once. Without a
-    checkpoint (`done` = 0) all are: the validation of step 0 is done again too.
+    On resume, lines after the resumed step are taken off, so that every step stands in metrics.jsonl exactly once.
+    Without a checkpoint (`done` = 0) all are: the validation of step 0 is done again too. events.jsonl only grows: it
+    tells what happened, also what happened again after a kill.
     """
 
     def __init__(self, folder: Path, *, done: int, steps: int, description: str) -> None:
@@ -26,6 +39,7 @@ class Metrics:
         first = done + 1 if done else 0
         keep_steps(self.path, first - 1)
         self._file = self.path.open("a", encoding="utf-8")
+        self._events = (folder / EVENTS_FILE).open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
         self._description, self._steps, self._said = description, steps, time.monotonic()
         self._bar = tqdm(total=steps, initial=done, desc=description, unit="step", disable=None)
@@ -40,30 +54,77 @@ class Metrics:
         self._tensorboard.close()
         self.sync()
         self._file.close()
+        self._events.close()
 
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Adds the line of one step."""
-        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+    def write(self, step: int, numbers: Mapping[str, Value]) -> None:
+        """Adds the line of one step; numbers that are not finite stand there as null."""
+        line = {name: finite(value) for name, value in numbers.items()}
+        self._file.write(json.dumps({"step": step, **line}) + "\n")
         self._file.flush()
-        for name, value in numbers.items():
-            self._tensorboard.add_scalar(name, value, step)
-        if "loss" in numbers:
-            self._show(step, numbers)
+        for name, value in line.items():
+            self._plot(name, value, step)
+        if "loss" in line:
+            self._show(step, line)
 
-    def _show(self, step: int, numbers: dict[str, float]) -> None:
+    def event(self, kind: str, step: int, **facts: Value) -> None:
+        """Adds a decision, or what led to one, to events.jsonl; on disk when it returns."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        line = {name: finite(value) for name, value in facts.items()}
+        self._events.write(json.dumps({"time": now, "step": step, "event": kind, **line}) + "\n")
+        self._events.flush()
+        os.fsync(self._events.fileno())
+        self._tensorboard.add_text("events", f"{kind}: {json.dumps(line)}", step)
+        self._tensorboard.add_scalar(f"events/{kind}", 1, step)
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches, above the progress bar."""
+        self._bar.write(f"{self._description}: {text}", file=sys.stderr)
+
+    def _plot(self, name: str, value: Value, step: int) -> None:
+        if isinstance(value, (int, float)):
+            self._tensorboard.add_scalar(name, value, step)
+        elif isinstance(value, list):
+            for layer, number in enumerate(value):
+                self._tensorboard.add_scalar(f"{name}/layer_{layer:02d}", number, step)
+
+    def _show(self, step: int, line: Mapping[str, Value]) -> None:
         """Moves the bar; where nobody watches a terminal (a job's log), says a line every half minute instead."""
-        self._bar.set_postfix(loss=f"{numbers['loss']:.3f}", lr=f"{numbers['lr']:.1e}", refresh=False)
+        shown = progress(line)
+        self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update(step - self._bar.n)
         if self._bar.disable and time.monotonic() - self._said > _SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
-            rate = f"{numbers['tokens_per_second']:,.0f} tokens/s"
-            line = f"{self._description} step {step} of {self._steps}: loss {numbers['loss']:.3f}, {rate}"
-            print(line, file=sys.stderr, flush=True)
+            left = (self._steps - step) * line["step_seconds"]
+            text = f"{self._description} step {step:,} of {self._steps:,}: {shown}, {clock(left)} left"
+            print(text, file=sys.stderr, flush=True)
 
     def sync(self) -> None:
         """Lets the lines so far survive a power loss: called with every checkpoint."""
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def progress(line: Mapping[str, Value]) -> str:
+    """A step's numbers as a person reads them."""
+    if "skipped" in line:
+        return f"update skipped: {line['skipped']}"
+    parts = [f"loss {line['loss']:.3f}", f"grad norm {line['grad_norm']:.2f}", f"lr {line['lr']:.2e}"]
+    parts.append(f"{line['tokens_per_second']:,.0f} tokens/s")
+    if line.get("mfu") is not None:
+        parts.append(f"MFU {line['mfu']:.0%}")
+    return ", ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """A duration as hours and minutes, or minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def finite(value: Value) -> Value:
+    """The value, or None in place of a number that JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def keep_steps(path: Path, last: int) -> None:
@@ -82,7 +143,19 @@ def keep_steps(path: Path, last: int) -> None:
     os.replace(temporary, path)
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
+def read_metrics(folder: Path) -> list[dict[str, Value]]:
     """The lines of metrics.jsonl in a recalibration folder."""
-    text = (folder / METRICS_FILE).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return read_lines(folder / METRICS_FILE)
+
+
+def read_events(folder: Path) -> list[dict[str, Value]]:
+    """The lines of events.jsonl in a recalibration folder."""
+    return read_lines(folder / EVENTS_FILE)
+
+
+def read_lines(path: Path) -> list[dict[str, Value]]:
+    """The whole lines of a file of JSON lines; empty if there is none."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

@@ -9,8 +9,10 @@ from megatron.core import parallel_state
 
 from model_surgery.megatron.cpu import use_cpu_if_no_gpu
 from model_surgery.megatron.model import start_parallel
+from pipeline.recalibration.job import Job
 
-_TIMEOUT = timedelta(minutes=10)
+_STARTING_SECONDS = 600.0
+"""Rank 0 builds the index of the rows while the others wait."""
 
 
 class ModelParallelUnit:
@@ -28,19 +30,15 @@ class ModelParallelUnit:
     get_data_parallel_group = staticmethod(parallel_state.get_data_parallel_group)
 
 
-def start_processes(tensor_parallel: int) -> torch.device:
-    """Joins this process (launched by torchrun) to the run; returns its device."""
+def start_processes(job: Job) -> None:
+    """Joins this process (launched by torchrun) to the training."""
+    config = job.config
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    device = use_cpu_if_no_gpu()
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(backend, timeout=_TIMEOUT, verbose=False)
-    start_parallel(tensor_parallel)
-    return device
-
-
-def mean_over_data_parallel(value: torch.Tensor) -> float:
-    """The mean of a scalar over the data-parallel ranks."""
-    total = value.detach().float().clone()
-    torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
-    return total.item() / parallel_state.get_data_parallel_world_size()
+    torch.manual_seed(config.seed)
+    torch.use_deterministic_algorithms(config.deterministic)
+    backend = "nccl" if use_cpu_if_no_gpu().type == "cuda" else "gloo"
+    # The watch on all ranks ends the job first, and says why.
+    timeout = timedelta(seconds=2 * config.hang_seconds + _STARTING_SECONDS)
+    deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
+    start_parallel(job.tensor_parallel)

@@ -1,61 +1,130 @@
-"""The recalibration stage: checks, then the training processes, then the facts."""
+"""The recalibration stage: checks, then the training processes, as often as they have to be started, then the facts."""
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.artifact import ShardSet
 from model_surgery.layout import LAYOUT_FILE, Layout
 from pipeline.disk import explained_full_disk
-from pipeline.errors import BAD_INPUT, RecipeError
+from pipeline.errors import BAD_INPUT, RecipeError, StageFailed, Stopped
 from pipeline.processes import torchrun
-from pipeline.recalibration.checkpoints import newest, remove_incomplete
+from pipeline.recalibration.checkpoints.folders import newest, remove_incomplete
+from pipeline.recalibration.checkpoints.intact import damage
+from pipeline.recalibration.checkpoints.state import read_state
 from pipeline.recalibration.config import RecalibrationConfig
-from pipeline.recalibration.job import Job
-from pipeline.recalibration.metrics import read_metrics
-from pipeline.recalibration.portable import continued_from
-from pipeline.recalibration.state import refuse_unfit
+from pipeline.recalibration.history import continued_from
+from pipeline.recalibration.job import End, Job
+from pipeline.recalibration.metrics import read_events, read_metrics
+from pipeline.recalibration.phases import phases, refuse_unfit
+from pipeline.recalibration.schedule import warmup_steps
+
+log = logging.getLogger(__name__)
 
 
 def run(
     config: RecalibrationConfig,
     position_embedding: Literal["none", "rope"],
     *,
+    tensor_parallel: int,
     shards: Path,
     layout: Path,
     out_dir: Path,
 ) -> dict[str, Any]:
-    """Trains from the layout (or the newest complete checkpoint in `out_dir`) and returns the facts of the run.
+    """Trains from the layout (or the newest intact checkpoint in `out_dir`) and returns the facts of the run.
 
-    Leaves metrics.jsonl, tensorboard/, checkpoints/, layout/ (the trained weights) and probe.safetensors.
-    Raises: RecipeError if the budget is too small, StageFailed if a training process fails.
+    Leaves metrics.jsonl, events.jsonl, tensorboard/, checkpoints/, layout/ (the trained weights) and
+    probe.safetensors.
+
+    Raises: RecipeError if the budget is too small or what is there cannot be gone on with, Stopped if a signal asked
+    for it, StageFailed if a training process fails or the guard gives up.
     """
-    row_length, start = ShardSet.load(shards).row_length, Layout.load(layout)
-    check_schedule(config, row_length)
-    if checkpoint := newest(out_dir / "checkpoints"):
-        refuse_unfit(checkpoint, config, position_embedding, start, row_length)
-    job = Job(config=config, position_embedding=position_embedding, layout=layout, shards=shards, out_dir=out_dir)
+    job = Job(
+        config=config,
+        position_embedding=position_embedding,
+        tensor_parallel=tensor_parallel,
+        layout=layout,
+        shards=shards,
+        out_dir=out_dir,
+    )
+    check(job)
     (out_dir / "job.json").write_text(job.model_dump_json(indent=2), encoding="utf-8")
     # Without its layout.json a layout of an earlier, cut-off attempt is not taken for the one of this run.
     (out_dir / "layout" / LAYOUT_FILE).unlink(missing_ok=True)
-    processes = start.tensor_parallel * config.data_parallel
-    log = out_dir / "engine.log"
     try:
-        with explained_full_disk(out_dir):
-            torchrun("pipeline.recalibration.worker", [str(out_dir / "job.json")], processes=processes, log=log)
+        while (end := launch(job)).reason != "finished":
+            log.info("%-13s goes on: %s at step %s", "", end.reason, f"{end.step:,}")
     except BAD_INPUT:
-        remove_incomplete(out_dir / "checkpoints")
+        remove_incomplete(job.checkpoints)
         raise
-    lines = read_metrics(out_dir)
+    return facts_of(job)
+
+
+def check(job: Job) -> None:
+    """Raises: RecipeError if the training cannot go on from the checkpoint that it would go on from."""
+    layout, row = Layout.load(job.layout), ShardSet.load(job.shards).row_length
+    check_schedule(job.config, row)
+    branch = job.config.branch_from
+    if checkpoint := newest(job.checkpoints) or branch:
+        of_run = phases(job.config, job.position_embedding, layout, row)
+        if checkpoint == branch and (problem := damage(checkpoint)):
+            raise RecipeError(f"recalibration.branch_from = {branch}: {problem}; choose another checkpoint")
+        refuse_unfit(checkpoint, read_state(checkpoint), job.config, of_run, layout, row)
+
+
+def launch(job: Job) -> End:
+    """One session of training processes; why they ended.
+
+    Raises: RecipeError, Stopped or StageFailed, by their reason.
+    """
+    End.take(job.out_dir)  # of a session that was killed
+    processes = job.tensor_parallel * job.config.data_parallel
+    try:
+        with explained_full_disk(job.out_dir):
+            torchrun(
+                "pipeline.recalibration.worker",
+                [str(job.out_dir / "job.json")],
+                processes=processes,
+                log=job.out_dir / "engine.log",
+            )
+    except StageFailed:
+        # Where torchrun was told to end too, or a rank refused, it fails although its ranks said why.
+        end = End.take(job.out_dir)
+        if end is None:
+            raise
+    else:
+        end = End.take(job.out_dir)
+    if end is None:
+        raise StageFailed("the training processes ended without saying why; see engine.log")
+    if end.reason == "refused":
+        raise RecipeError(end.message)
+    if end.reason == "diverged":
+        raise StageFailed(
+            f"training stopped at step {end.step:,}: {end.message}; see events.jsonl, docs/reliability.md"
+        )
+    if end.reason == "stopped":
+        raise Stopped(f"stopped after step {end.step:,}, whose checkpoint is complete; the next run goes on from it")
+    return end
+
+
+def facts_of(job: Job) -> dict[str, Any]:
+    """What the manifest of a finished training says of it."""
+    lines, events = read_metrics(job.out_dir), read_events(job.out_dir)
+    kinds = [event["event"] for event in events]
     validations = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
     return {
-        "steps": config.steps(row_length),
+        "steps": lines[-1]["step"],
         "tokens": lines[-1]["tokens"],
-        "processes": processes,
+        "processes": job.tensor_parallel * job.config.data_parallel,
         "final_loss": lines[-1]["loss"],
         "validation_loss_before": validations.get(0),  # not measured where the metrics begin at a later step
         "validation_loss_after": [*validations.values()][-1],
-        "layout_digest": Layout.load(out_dir / "layout").digest(),
-        **continued_from(out_dir),
+        "updates_skipped": sum("skipped" in line for line in lines),
+        "rollbacks": kinds.count("rollback"),
+        "sessions": kinds.count("started"),
+        "machines": [event["machines"] for event in events if event["event"] == "started"][-1],
+        "layout_digest": Layout.load(job.out_dir / "layout").digest(),
+        **continued_from(job.out_dir),
     }
 
 
@@ -67,9 +136,14 @@ def check_schedule(config: RecalibrationConfig, row_length: int) -> None:
             f"recalibration.tokens = {config.tokens:,}: one step takes {config.batch * row_length:,} tokens "
             f"(batch {config.batch} x row length {row_length}); give at least that"
         )
-    fixed = schedule.warmup_steps + schedule.decay_steps
+    fixed = warmup_steps(schedule, config.batch * row_length) + schedule.decay_steps
     if fixed > steps:
         raise RecipeError(
             f"recalibration.schedule: warm-up and decay take {fixed} steps, the budget of {config.tokens:,} tokens has "
             f"{steps}; shorten them or give at least {fixed * config.batch * row_length:,} tokens"
+        )
+    if config.drop_at_step is not None and config.drop_at_step >= steps:
+        raise RecipeError(
+            f"recalibration.drop_at_step = {config.drop_at_step:,}: the budget of {config.tokens:,} tokens has "
+            f"{steps:,} steps, so nothing would be trained after the drop; drop earlier or give more tokens"
         )

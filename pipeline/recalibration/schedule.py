@@ -5,20 +5,28 @@ import math
 from pipeline.recalibration.config import ScheduleConfig
 
 
-def lr_factor(update: int, updates: int, schedule: ScheduleConfig) -> float:
-    """Share of the peak learning rate for update number `update` (1 .. `updates`).
+def warmup_steps(schedule: ScheduleConfig, tokens_per_step: int) -> int:
+    """Length of the warm-up in steps, whichever way it is given."""
+    if schedule.warmup_tokens is None:
+        return schedule.warmup_steps
+    return -(-schedule.warmup_tokens // tokens_per_step)
 
-    Warm-up rises linearly and reaches 1 at update `warmup_steps`. cosine then falls to `min_lr_ratio`, reached at the
-    last update; wsd stays at 1 and falls by a cosine over the last `decay_steps` updates (warm-up, stable, decay:
-    Hu et al. 2024, arXiv:2404.06395).
+
+def lr_factor(step: int, steps: int, schedule: ScheduleConfig, tokens_per_step: int) -> float:
+    """Share of the peak learning rate for update number `step` (1 .. `steps`).
+
+    Warm-up rises linearly and reaches 1 at its last step. cosine then falls to `min_lr_ratio`, reached at the
+    last update; wsd stays at 1 and falls over the last `decay_steps` updates (warm-up, stable, decay:
+    Hu et al. 2024, arXiv:2404.06395), by a cosine or linearly.
     """
-    if update <= schedule.warmup_steps:
-        return update / schedule.warmup_steps
+    warmup = warmup_steps(schedule, tokens_per_step)
+    if step <= warmup:
+        return step / warmup
     if schedule.kind == "constant":
         return 1.0
-    start = schedule.warmup_steps if schedule.kind == "cosine" else updates - schedule.decay_steps
-    if update <= start:
+    start = warmup if schedule.kind == "cosine" else steps - schedule.decay_steps
+    if step <= start:
         return 1.0
-    progress = (update - start) / (updates - start)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
-    return schedule.min_lr_ratio + (1.0 - schedule.min_lr_ratio) * cosine
+    progress = (step - start) / (steps - start)
+    remaining = 1.0 - progress if schedule.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return schedule.min_lr_ratio + (1.0 - schedule.min_lr_ratio) * remaining

@@ -1,29 +1,33 @@
 """One training process: `torchrun ... -m pipeline.recalibration.worker JOB.json`."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
+from pipeline.errors import BAD_INPUT
 from pipeline.processes import die_with_parent
 
 
 def main() -> None:
     die_with_parent()
-    from pipeline.recalibration.job import Job
+    from pipeline.recalibration.job import End, Job
+
+    job = Job.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    if job.config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     from pipeline.recalibration.loop import train
     from pipeline.recalibration.parallel import start_processes
 
     logging.getLogger().setLevel(logging.ERROR)
-    job = Job.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    device = start_processes(job_tensor_parallel(job.layout))
-    train(job, device)
-
-
-def job_tensor_parallel(layout: Path) -> int:
-    """TP degree of the layout that the job trains."""
-    from model_surgery.layout import Layout
-
-    return Layout.load(layout).tensor_parallel
+    try:
+        start_processes(job)
+        end = train(job)
+    except BAD_INPUT as error:
+        End(reason="refused", step=0, message=str(error)).save(job.out_dir)
+        sys.exit(2)
+    if os.environ["RANK"] == "0":
+        end.save(job.out_dir)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ from data_prep.rows import RowDataset, build_rows
 from model_surgery.config import SurgeryConfig
 from model_surgery.convert import convert
 from model_surgery.layout import Layout
-from pipeline.processes import torchrun
+from pipeline.recalibration import run as stage
 from pipeline.recalibration.config import RecalibrationConfig
-from pipeline.recalibration.job import Job
 from pipeline.recalibration.metrics import read_metrics
 
 ROW, BATCH, STEPS, LR = 32, 8, 10, 3e-3
@@ -81,17 +80,20 @@ def _settings() -> Callable[..., RecalibrationConfig]:
 
 @pytest.fixture(scope="session", name="train")
 def _train() -> Callable[..., list[dict[str, float]]]:
-    """Runs the training processes of a config; returns the lines of metrics.jsonl."""
+    """Runs the training of a config, at its layout's TP degree or another; returns the lines of metrics.jsonl."""
 
     def train(
-        config: RecalibrationConfig, layout: Path, shards: Path, out_dir: Path, position: str = "none"
+        config: RecalibrationConfig,
+        layout: Path,
+        shards: Path,
+        out_dir: Path,
+        position: str = "none",
+        tensor_parallel: int | None = None,
     ) -> list[dict[str, float]]:
         out_dir.mkdir(exist_ok=True)
-        job = Job(config=config, position_embedding=position, layout=layout, shards=shards, out_dir=out_dir)
-        (out_dir / "job.json").write_text(job.model_dump_json())
-        processes = config.data_parallel * Layout.load(layout).tensor_parallel
-        arguments = [str(out_dir / "job.json")]
-        torchrun("pipeline.recalibration.worker", arguments, processes=processes, log=out_dir / "engine.log")
+        degree = tensor_parallel or Layout.load(layout).tensor_parallel
+        folders = {"layout": layout, "shards": shards, "out_dir": out_dir}
+        stage.run(config, position, tensor_parallel=degree, **folders)
         return read_metrics(out_dir)
 
     return train

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.errors import RecipeError
-from pipeline.recalibration.checkpoints import complete, remove_incomplete
+from pipeline.recalibration.checkpoints.folders import complete, remove_incomplete
 from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.engine import engine_config, parameter_groups
 from pipeline.recalibration.run import check_schedule

@@ -19,13 +19,14 @@ from model_surgery.layout import Layout, read_joined, read_rank
 from pipeline.errors import RecipeError
 from pipeline.processes import torchrun
 from pipeline.recalibration import checkpoints
+from pipeline.recalibration.checkpoints.sources import open_source
+from pipeline.recalibration.checkpoints.state import PARTS, read_state
+from pipeline.recalibration.checkpoints.zero_files import load_file, spans_of_stage_3
 from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.recalibration.history import CONTINUED_FILE, continued_from
 from pipeline.recalibration.job import Job
 from pipeline.recalibration.metrics import read_metrics
-from pipeline.recalibration.portable import CONTINUED_FILE, continued_from
-from pipeline.recalibration.reshard import open_source
-from pipeline.recalibration.state import PARTS, read_state, refuse_unfit
-from pipeline.recalibration.zero_checkpoint import load_file, spans_of_stage_3
+from pipeline.recalibration.phases import refuse_unfit
 from pipeline.reshard import reshard
 
 Settings = Callable[..., RecalibrationConfig]

@@ -1,6 +1,4 @@
-"""A portable checkpoint into a DeepSpeed engine, whatever its ZeRO stage and number of data-parallel ranks."""
-
-from pathlib import Path
+"""Any training checkpoint into a DeepSpeed engine, whatever the ranks and the ZeRO stage of either."""
 
 import deepspeed
 import torch
@@ -13,26 +11,29 @@ from deepspeed.utils import (
 from megatron.core import parallel_state
 from torch import Tensor
 
-from model_surgery.layout import read_slice
-from pipeline.recalibration.portable import open_part
-from pipeline.recalibration.state import MOMENTS, PARTS, WEIGHTS, PortableState
+from model_surgery.shape import ModelShape
+from pipeline.recalibration.checkpoints.sources import Source, slices
+from pipeline.recalibration.checkpoints.state import MOMENTS, PARTS, WEIGHTS
 
 
-def restore(engine: deepspeed.DeepSpeedEngine, folder: Path, state: PortableState) -> None:
+def restore(engine: deepspeed.DeepSpeedEngine, source: Source, shape: ModelShape) -> None:
     """Sets fp32 masters, Adam's moments and its step count, one tensor at a time; every rank takes its own part.
 
     The engine must have been built from the checkpoint's weights: what it computes with is then already their rounding.
 
     Raises: RecipeError or SurgeryError if the checkpoint is damaged.
     """
-    begin_moments(engine, state.updates)
+    begin_moments(engine, source.updates)
     parameters = dict(engine.module.named_parameters())
-    rank = parallel_state.get_tensor_model_parallel_rank()
+    ranks, rank = (
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_tensor_model_parallel_rank(),
+    )
     for part in PARTS:
-        for entry in open_part(folder, state, part).tensors:
-            set_part(parameters[entry.target], part, read_slice(folder / part, entry, rank))
-    engine.global_steps = state.step
-    engine.global_samples = state.step * engine.train_batch_size()
+        for target, value in slices(source, part, shape, tensor_parallel=ranks, rank=rank):
+            set_part(parameters[target], part, value)
+    engine.global_steps = source.state.step
+    engine.global_samples = source.state.step * engine.train_batch_size()
 
 
 def begin_moments(engine: deepspeed.DeepSpeedEngine, updates: int) -> None:

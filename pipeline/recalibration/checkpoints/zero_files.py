@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from model_surgery.megatron.cpu import accelerator_name
 from pipeline.errors import RecipeError
-from pipeline.recalibration.state import MOMENTS, WEIGHTS, DeepSpeedState
+from pipeline.recalibration.checkpoints.state import MOMENTS, WEIGHTS, DeepSpeedState
 
 _OPTIMIZER_FILE = re.compile(r"(bf16_)?zero_pp_rank_(?P<data>\d+)_mp_rank_(?P<tensor>\d+)_optim_states\.pt")
 
@@ -55,9 +55,12 @@ class _Shard:
 class ZeroCheckpoint:
     """An open checkpoint; its files are mapped, not read, until their elements are asked for."""
 
-    def __init__(self, folder: Path, state: DeepSpeedState) -> None:
-        """Raises: RecipeError if a file is missing or damaged."""
-        self.folder, self.state = folder, state
+    def __init__(self, folder: Path, state: DeepSpeedState, *, check: bool = True) -> None:
+        """`check`: whether bytes are compared with their checksums, which reads all of them.
+
+        Raises: RecipeError if a file is missing or damaged.
+        """
+        self.folder, self.state, self._check = folder, state, check
         self._shapes = [self._parameter_shapes(rank) for rank in range(state.tensor_parallel)]
         ranks = [(t, d) for t in range(state.tensor_parallel) for d in range(state.data_parallel)]
         files = self._optimizer_files()
@@ -107,7 +110,8 @@ class ZeroCheckpoint:
         return found
 
     def _shard(self, path: Path, tensor_rank: int, data_rank: int) -> _Shard:
-        check_bytes(path)
+        if self._check:
+            check_bytes(path)
         optimizer = load_file(path)["optimizer_state_dict"]
         if self.state.zero_stage == 3:
             inner, masters = optimizer["optimizer_state_dict"], optimizer["fp32_flat_groups"]
@@ -152,8 +156,10 @@ def check_bytes(path: Path) -> None:
         raise RecipeError(f"{path}: damaged: the bytes of {damaged} are not those written; use another checkpoint")
 
 
-def load_file(path: Path) -> dict[str, Any]:
-    """What torch.save has written, tensors mapped. Only the types that DeepSpeed puts there: no code of a file is run.
+def load_file(path: Path, *, mapped: bool = True) -> dict[str, Any]:
+    """What torch.save has written. Only the types that DeepSpeed puts there: no code of a file is run.
+
+    `mapped`: tensors are read from the file when they are used, else now.
 
     Raises: RecipeError if it is missing, damaged, or holds anything else.
     """
@@ -166,7 +172,7 @@ def load_file(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: no such file; use another checkpoint")
     try:
         with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            return torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
     except (RuntimeError, UnpicklingError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise RecipeError(f"{path}: not a readable file of DeepSpeed ({reason}); use another checkpoint") from error

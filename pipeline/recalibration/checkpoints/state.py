@@ -5,10 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from model_surgery.layout import ORIGIN, Layout
+from model_surgery.layout import ORIGIN
 from model_surgery.shape import ModelShape
 from pipeline.errors import RecipeError
-from pipeline.recalibration.config import RecalibrationConfig
 
 STATE_FILE = "state.json"
 
@@ -31,6 +30,10 @@ class _State(BaseModel):
     source_fingerprint: str
     source_position_embedding: Literal["none", "rope"]
     inserted_norms: Literal["ones", "calibrated"] | None
+    calm: bool = True
+    """Whether the update of this step was made: the guard goes back to calm ones only."""
+    rollbacks: int = Field(0, ge=0)
+    """How often the run had gone back when this was saved: one that a later return passed over is not gone on with."""
 
     @property
     def origin(self) -> dict[str, str | None]:
@@ -38,12 +41,24 @@ class _State(BaseModel):
         return {name: getattr(self, name) for name in ORIGIN}
 
 
+class StoredFile(BaseModel):
+    """A file of a checkpoint as it was written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    sha256: str
+
+
 class DeepSpeedState(_State):
-    """A checkpoint in DeepSpeed's files: only the same ranks at the same ZeRO stage can go on with it."""
+    """A checkpoint in DeepSpeed's files, one per rank: the same ranks at the same ZeRO stage read it fastest."""
 
     format: Literal["deepspeed"] = "deepspeed"
     data_parallel: int = Field(ge=1)
     zero_stage: Literal[1, 2, 3]
+    precision: Literal["fp32", "bf16"] | None = None
+    files: dict[str, StoredFile] = Field(default_factory=dict)
+    """By name; empty in checkpoints of earlier versions."""
 
 
 class PortableState(_State):
@@ -74,38 +89,3 @@ def read_state(folder: Path) -> State | None:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"]) or "the whole"
         raise RecipeError(f"{path}: not the state of a checkpoint: {where}: {problem['msg']}") from error
-
-
-def refuse_unfit(
-    checkpoint: Path, config: RecalibrationConfig, position_embedding: str, layout: Layout, row_length: int
-) -> None:
-    """Raises: RecipeError if a training of `layout` with these settings must not go on from the checkpoint."""
-    state = read_state(checkpoint)
-    if state is None:
-        return
-    if state.shape != layout.shape or state.source_fingerprint != layout.source_fingerprint:
-        raise RecipeError(f"{checkpoint}: of another model ({state.source}) than this training's ({layout.source})")
-    if state.position_embedding != position_embedding:
-        raise RecipeError(f"{checkpoint}: of a training with position_embedding = {state.position_embedding}")
-    wanted = (layout.tensor_parallel, config.data_parallel, config.zero_stage)
-    if isinstance(state, DeepSpeedState):
-        stored, names = (state.tensor_parallel, state.data_parallel, state.zero_stage), "TP, DP and ZeRO stage"
-    else:
-        stored, wanted, names = (state.tensor_parallel,), wanted[:1], "TP"
-    if stored != wanted:
-        raise RecipeError(
-            f"{checkpoint}: is for {names} {_listed(stored)}, this training has {_listed(wanted)}; make a checkpoint "
-            f"for it by drope reshard {checkpoint} --tensor-parallel {layout.tensor_parallel} --out FOLDER"
-        )
-    tokens, steps = state.step * config.batch * row_length, config.steps(row_length)
-    if state.tokens != tokens:
-        raise RecipeError(
-            f"{checkpoint}: {state.tokens:,} tokens in {state.step:,} steps, but {tokens:,} with this batch and row "
-            "length; what was trained on would be lost count of"
-        )
-    if state.step >= steps:
-        raise RecipeError(f"{checkpoint}: of step {state.step:,}, and recalibration.tokens is enough for {steps:,}")
-
-
-def _listed(numbers: tuple[int, ...]) -> str:
-    return ", ".join(map(str, numbers))

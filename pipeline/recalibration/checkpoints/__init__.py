@@ -1,0 +1,1 @@
+"""Training checkpoints: complete or invisible, written while training goes on, read by any number of ranks."""

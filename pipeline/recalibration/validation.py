@@ -1,0 +1,211 @@
+"""Validation in the run: held-out loss at the training length and at multiples of it, by position, and recall."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import deepspeed
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from data_prep.artifact import ShardSet
+from data_prep.rows import RowDataset, build_rows
+from model_surgery.megatron.model import token_losses
+from pipeline.errors import RecipeError
+from pipeline.recalibration.batches import read_rows
+from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.recalibration.metrics import finite, keep_steps, read_lines
+from pipeline.recalibration.recall_probe import SEQUENCE, SHORTEST_ROW, probe_rows, recalled
+
+VALIDATION_FILE = "validation.jsonl"
+_PARTS = 16
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one validation found, the same on every rank; keys are multiples of the training length."""
+
+    losses: dict[int, float]
+    """Nats per token: of counted tokens where documents are masked."""
+    recalls: dict[int, float]
+    """Share of repeated tokens that were recalled (see `recall_probe`); empty where that is not asked."""
+    longest: int
+    """Tokens of a row of the longest length."""
+    by_position: list[float]
+    """Loss at the longest length in equal parts of the row, from its start to its end, nats per token."""
+
+    def scalars(self) -> dict[str, float]:
+        """validation_loss (at the training length), validation_loss_2x, ..., recall_1x, recall_2x, ..."""
+        losses = {f"validation_loss{'' if n == 1 else f'_{n}x'}": loss for n, loss in self.losses.items()}
+        return losses | {f"recall_{multiple}x": recall for multiple, recall in self.recalls.items()}
+
+    def as_json(self) -> dict[str, object]:
+        """The scalars, and by_position: {tokens of the longest row: [losses]}; what is not finite is None."""
+        by_position = {str(self.longest): [finite(loss) for loss in self.by_position]}
+        return {name: finite(value) for name, value in self.scalars().items()} | {"by_position": by_position}
+
+
+@dataclass(frozen=True)
+class Length:
+    """What is measured at one multiple of the training length."""
+
+    multiple: int
+    rows: RowDataset
+    probes: Tensor | None
+    """Rows for recall (see `probe_rows`), or None."""
+    micro_batch: int
+
+
+class Validation:
+    """The held-out rows of a training. All ranks make every call."""
+
+    def __init__(self, lengths: tuple[Length, ...], device: torch.device) -> None:
+        self.lengths, self._device = lengths, device
+
+    @classmethod
+    def build(
+        cls, config: RecalibrationConfig, shards: ShardSet, folder: Path, cache_dir: Path, device: torch.device
+    ) -> "Validation":
+        """Rows of every length; the shards lie in `folder`, and `check_validation` must have passed.
+
+        At the training length they are the `validation` rows of `build_rows`. Of longer ones there are as many as make
+        about as many tokens; so many fewer go through the model at once.
+        """
+        lengths = []
+        for multiple in config.validation_lengths:
+            rows = held_out_rows(config, shards, folder, multiple, cache_dir)
+            probes = None
+            if config.recall_samples:
+                probes = probe_rows(rows, samples=config.recall_samples, eos_id=shards.eos_id, seed=config.seed)
+            lengths.append(Length(multiple, rows, probes, max(1, config.micro_batch // multiple)))
+        return cls(tuple(lengths), device)
+
+    def measure(self, engine: deepspeed.DeepSpeedEngine) -> Measured:
+        """Every loss and recall; every data-parallel rank takes its share of the rows.
+
+        The loss is the one that is trained: where documents are masked, they are masked here too and only counted
+        tokens weigh. Recall is always asked over the whole row.
+        """
+        engine.eval()
+        with torch.no_grad():
+            sums = {length.multiple: self._sums_by_position(engine, length) for length in self.lengths}
+            recalls = {n.multiple: self._recall(engine, n) for n in self.lengths if n.probes is not None}
+        engine.train()
+        longest = max(self.lengths, key=lambda length: length.multiple)
+        by_position = sums[longest.multiple]
+        return Measured(
+            losses={multiple: (total[0].sum() / total[1].sum()).item() for multiple, total in sums.items()},
+            recalls=recalls,
+            longest=len(longest.rows[0]["tokens"]),
+            by_position=(by_position[0] / by_position[1]).tolist(),
+        )
+
+    def _sums_by_position(self, engine: deepspeed.DeepSpeedEngine, length: Length) -> Tensor:
+        """Summed losses of counted tokens, and their number, in equal parts of the row: float64 [2, 16]."""
+        total = torch.zeros(2, _PARTS, dtype=torch.float64, device=self._device)
+        for indices in passes(len(length.rows), length.micro_batch):
+            batch = read_rows(length.rows, indices or [0]).to(self._device)
+            losses = token_losses(engine, batch.tokens, batch.labels, batch.documents)
+            if indices:
+                total += position_sums(losses, batch.counted)
+        torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        return total
+
+    def _recall(self, engine: deepspeed.DeepSpeedEngine, length: Length) -> float:
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        for indices in passes(len(length.probes), length.micro_batch):
+            rows = length.probes[indices or [0]].to(self._device)
+            found = recalled(token_losses(engine, rows[:, :-1].contiguous(), rows[:, 1:].contiguous()))
+            if indices:
+                total += found.sum()
+        torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        return total.item() / len(length.probes)
+
+
+def passes(count: int, micro_batch: int) -> Iterator[list[int]]:
+    """Which of `count` rows this data-parallel rank takes, one forward pass at a time.
+
+    All ranks make the same number of passes, since ZeRO-3 gathers weights in each: one without rows is an empty list.
+    """
+    ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+    for start in range(0, count, micro_batch * ranks):
+        mine = start + rank * micro_batch
+        yield list(range(mine, min(mine + micro_batch, count)))
+
+
+def position_sums(losses: Tensor, counted: Tensor | None) -> Tensor:
+    """Counted losses and their number, summed over rows and over 16 equal parts of the row: float64 [2, 16].
+
+    `losses`: [rows, length]; `counted`: bool [rows, length], or None where every token counts.
+    """
+    counted = torch.ones_like(losses, dtype=torch.bool) if counted is None else counted
+    sums = torch.stack([(losses.double() * counted).sum(0), counted.double().sum(0)])
+    return torch.stack([part.sum(1) for part in sums.tensor_split(_PARTS, dim=1)], dim=1)
+
+
+def held_out_rows(
+    config: RecalibrationConfig, shards: ShardSet, folder: Path, multiple: int, cache_dir: Path
+) -> RowDataset:
+    """Held-out rows of `multiple` times the training length.
+
+    Raises: DataError if the disk of `cache_dir` is full.
+    """
+    length = multiple * shards.row_length
+    # With the held-out documents in the training ones' place no index over those is built for each length.
+    held = tuple(
+        source.model_copy(update={"train": source.validation})
+        for source in shards.sources
+        if source.validation.tokens > length
+    )
+    rows = build_rows(
+        shards.model_copy(update={"sources": held}),
+        folder,
+        train_rows=1,
+        validation_rows=max(1, config.validation_rows // multiple),
+        row_length=length,
+        mask_documents=config.mask_documents,
+        cache_dir=cache_dir,
+    )
+    return rows.validation
+
+
+def check_validation(config: RecalibrationConfig, shards: ShardSet) -> None:
+    """Whether what is to be validated can be.
+
+    Raises: RecipeError if the held-out documents hold no row of a wanted length, or rows are too short for recall.
+    """
+    most = max(source.validation.tokens for source in shards.sources)
+    for multiple in config.validation_lengths:
+        length = multiple * shards.row_length
+        if most <= length:
+            less = "" if multiple == 1 else f"take {multiple} out of recalibration.validation_lengths, or "
+            raise RecipeError(
+                f"validation at {multiple}x: a row of {length:,} tokens needs a source with {length + 1:,} held-out "
+                f"tokens, the largest has {most:,}; {less}raise data.validation_fraction"
+            )
+    if config.recall_samples and shards.row_length < SHORTEST_ROW:
+        raise RecipeError(
+            f"recalibration.recall_samples = {config.recall_samples}: a sequence of {SEQUENCE} tokens does not fit "
+            f"twice into a row of {shards.row_length}; use recall_samples = 0, or data.row_length = {SHORTEST_ROW}"
+        )
+
+
+def write_validation(folder: Path, step: int, measured: Measured) -> None:
+    """Adds a line to validation.jsonl, on disk when it returns; lines of this step and later ones are taken off.
+
+    Those were written before the run went back to an earlier checkpoint.
+    """
+    path = folder / VALIDATION_FILE
+    keep_steps(path, step - 1)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, **measured.as_json()}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_validation(folder: Path) -> list[dict[str, object]]:
+    """The lines of validation.jsonl in a recalibration folder."""
+    return read_lines(folder / VALIDATION_FILE)
