@@ -14,7 +14,7 @@ _GOOD = [number for number, trouble in enumerate(PLAN) if trouble == "good"]
 
 @pytest.mark.slow
 def test_an_update_that_is_left_out_leaves_no_trace(layouts: dict[str, Path], tmp_path: Path) -> None:
-    """In every precision and ZeRO stage; also before the first update, and with nan on one rank alone."""
+    """In every precision and ZeRO stage; also before the first update, where one rank alone has nan."""
     worker = "tests.pipeline.recalibration.guard.veto_worker"
     torchrun(worker, [str(layouts["untied"]), str(tmp_path)], processes=4, log=tmp_path / "log")
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(4)]
@@ -23,7 +23,7 @@ def test_an_update_that_is_left_out_leaves_no_trace(layouts: dict[str, Path], tm
     for found in ranks[0].values():
         norms, reasons = found["norms"], found["reasons"]
         infinite = "gradient norm is not finite (inf)"
-        assert reasons == [infinite, None, "vetoed", None, infinite, infinite, None]
+        assert reasons == [infinite, None, "vetoed", infinite, None]
         assert [math.isinf(norm) for norm in norms] == [reason == infinite for reason in reasons]
         assert found["calls"] == norms  # once per update
         assert [norms[number] for number in _GOOD] == found["plain_norms"]
