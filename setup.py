@@ -41,6 +41,7 @@ setup(
         "pyyaml>=6.0.3",
         "click>=8.5,<9",
         "tqdm>=4.67",
+        "psutil>=7.2,<8",
         "matplotlib>=3.11,<4",
         "jinja2>=3.1",
     ],

@@ -51,7 +51,8 @@ def main(verbose: bool) -> None:
         drope plan RECIPE                  what would run, and whether it can
         drope run RECIPE                   data, surgery, recalibration, export, evaluation, report
 
-    Exit codes: 0 done, 2 bad input (one line says what and the way out), 1 a stage failed.
+    Exit codes: 0 done, 2 bad input (one line says what and the way out), 1 a stage failed, 75 stopped by SIGUSR1,
+    SIGTERM or Ctrl-C with a checkpoint: the same command goes on.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for package in ("pipeline", "data_prep", "model_surgery", "eval"):
@@ -143,12 +144,23 @@ def prepare_data(
 
 def _stage_command(name: str, stage: str, text: str) -> None:
     @takes_recipe
-    def command(recipe: Path, overrides: tuple[str, ...], dtype: str | None = None) -> None:
-        _run(recipe, (*overrides, *([f"export.dtype={dtype}"] if dtype else [])), (stage,))
+    def command(recipe: Path, overrides: tuple[str, ...], dtype: str | None = None, step: str | None = None) -> None:
+        given = (*overrides, *([f"export.dtype={dtype}"] if dtype else []))
+        if step is None:
+            _run(recipe, given, (stage,))
+            return
+        from pipeline.snapshot import export_step
+
+        click.echo(f"model: {export_step(_load(recipe, given), step).resolve()}")
 
     if stage == "export":
         names = click.Choice(["float32", "bfloat16", "float16", "source"])
         command = click.option("--dtype", type=names, help="Of the written weights: export.dtype.")(command)
+        text += (
+            " With --step it writes a checkpoint of a training that may still be under way to snapshots/ instead:"
+            " the number of its step, newest, or best by validation."
+        )
+        command = click.option("--step", metavar="STEP", help="A step that has a checkpoint, newest or best.")(command)
     text += " One stage of RECIPE; the stages before it must be complete."
     main.command(name, help=text, epilog=_OVERRIDES_HELP)(command)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from model_surgery.megatron.cpu import accelerator_name
 from pipeline.errors import StageFailed
+from pipeline.signals import wait_and_pass_on
 
 _PR_SET_PDEATHSIG = 1
 
@@ -34,11 +35,22 @@ def torchrun(module: str, arguments: list[str], *, processes: int, log: Path) ->
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["-m", module, *arguments]
     with log.open("ab") as output:
-        result = subprocess.run(
-            command, env=worker_environment(processes), stdout=output, preexec_fn=die_with_parent, check=False
-        )
-    if result.returncode:
-        raise StageFailed(f"{module} ended with code {result.returncode}; its messages stand above")
+        # In a session of its own: Ctrl-C in a terminal reaches this process alone, which passes it on.
+        options = {"preexec_fn": _before_torchrun, "start_new_session": True}
+        process = subprocess.Popen(command, env=worker_environment(processes), stdout=output, **options)
+        try:
+            code = wait_and_pass_on(process)
+        finally:
+            process.kill()  # its ranks die with it
+            process.wait()
+    if code:
+        raise StageFailed(f"{module} ended with code {code}; its messages stand above")
+
+
+def _before_torchrun() -> None:
+    die_with_parent()
+    # A scheduler may send it to all processes of a job; torchrun would die of it, ranks take it for themselves.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def worker_environment(processes: int) -> dict[str, str]:

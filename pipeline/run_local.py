@@ -24,6 +24,7 @@ from pipeline.manifest import (
     read_record,
 )
 from pipeline.recipe import Recipe, write_recipe
+from pipeline.signals import stopped_by_signals
 from pipeline.stages import Stage, stages_of
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def run(recipe: Recipe, only: tuple[str, ...] = ()) -> None:
     if pending:
         check_recipe(recipe, pending)
         check_training_gpus(recipe, pending)
-        with run_folder(recipe) as folder:
+        with run_folder(recipe) as folder, stopped_by_signals():
             write_recipe(recipe, folder / RECIPE_FILE)
             for stage in stages:
                 # All are looked at again: an input made a moment ago may show that what is there was made from another.

@@ -18,6 +18,12 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 WORDS = [f"w{number}" for number in range(94)]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills", type=int, metavar="N", help="kill trainings of every kind, N times each (tests/.../test_kills.py)"
+    )
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real checkpoints, tokenizers and text; they lie beside the repository where the project is developed."""

@@ -5,28 +5,24 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
 
 from model_surgery.architectures import rules
-from model_surgery.config import SurgeryConfig
-from model_surgery.convert import convert
 from model_surgery.errors import SurgeryError
 from model_surgery.layout import Layout, read_joined, read_rank
 from pipeline.errors import RecipeError
 from pipeline.processes import torchrun
-from pipeline.recalibration import checkpoints
 from pipeline.recalibration.checkpoints.sources import open_source
 from pipeline.recalibration.checkpoints.state import PARTS, read_state
 from pipeline.recalibration.checkpoints.zero_files import load_file, spans_of_stage_3
 from pipeline.recalibration.config import RecalibrationConfig
-from pipeline.recalibration.history import CONTINUED_FILE, continued_from
+from pipeline.recalibration.history import continued_from
 from pipeline.recalibration.job import Job
 from pipeline.recalibration.metrics import read_metrics
-from pipeline.recalibration.phases import refuse_unfit
+from pipeline.recalibration.phases import phases, refuse_unfit
 from pipeline.reshard import reshard
 
 Settings = Callable[..., RecalibrationConfig]
@@ -48,6 +44,8 @@ class Case(NamedTuple):
     begun: Ranks
     continued: Ranks
     bound: float
+    portable: bool = False
+    """Whether drope reshard made the checkpoint portable first; else the others read DeepSpeed's files."""
 
 
 ODD_ZERO_1, ODD_ZERO_3, QWEN2_ZERO_2 = Ranks(2, 1, 1), Ranks(2, 2, 3), Ranks(2, 1, 2)
@@ -55,11 +53,11 @@ ODD_ZERO_1, ODD_ZERO_3, QWEN2_ZERO_2 = Ranks(2, 1, 1), Ranks(2, 2, 3), Ranks(2, 
 CASES = {
     "zero1-tp2-to-tp1dp2": Case("odd", "fp32", ODD_ZERO_1, Ranks(1, 2, 1), 1e-5),
     "zero3-tp2dp2-to-tp1": Case("odd", "fp32", ODD_ZERO_3, Ranks(1, 1, 3), 1e-5),
-    "zero3-tp2dp2-to-zero2": Case("odd", "fp32", ODD_ZERO_3, Ranks(2, 1, 2), 1e-5),
+    "zero3-tp2dp2-to-zero2": Case("odd", "fp32", ODD_ZERO_3, Ranks(2, 1, 2), 1e-5, True),
     "qwen2-zero2-tp2-to-tp3": Case("qwen2", "fp32", QWEN2_ZERO_2, Ranks(3, 1, 1), 1e-5),
-    "zero1-same-ranks": Case("odd", "fp32", ODD_ZERO_1, ODD_ZERO_1, 0.0),
-    "zero3-same-ranks": Case("odd", "fp32", ODD_ZERO_3, ODD_ZERO_3, 0.0),
-    "bf16-zero1-same-ranks": Case("odd", "bf16", Ranks(2, 2, 1), Ranks(2, 2, 1), 0.0),
+    "zero1-same-ranks": Case("odd", "fp32", ODD_ZERO_1, ODD_ZERO_1, 0.0, True),
+    "zero3-same-ranks": Case("odd", "fp32", ODD_ZERO_3, ODD_ZERO_3, 0.0, True),
+    "bf16-zero1-same-ranks": Case("odd", "bf16", Ranks(2, 2, 1), Ranks(2, 2, 1), 0.0, True),
     "bf16-zero1-to-tp1-zero3": Case("odd", "bf16", Ranks(2, 2, 1), Ranks(1, 2, 3), 2e-2),
 }
 
@@ -87,18 +85,6 @@ def configured(settings: Settings, precision: str, ranks: Ranks) -> Recalibratio
     return settings(precision=precision, weight_decay=0.1, **sizes)
 
 
-@pytest.fixture(scope="module")
-def cut(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
-    """Surgery's layout of a model at a TP degree."""
-
-    def make(model: str, tensor_parallel: int) -> Path:
-        folder = tmp_path_factory.mktemp(f"{model}-tp{tensor_parallel}")
-        convert(SurgeryConfig(tensor_parallel=tensor_parallel), source=models[model], out_dir=folder)
-        return folder
-
-    return make
-
-
 @pytest.fixture
 def checkpoint(begun: Callable[..., Path], tmp_path: Path) -> Path:
     """A copy of a ZeRO 3 checkpoint at TP 2 x DP 2, to be damaged."""
@@ -112,39 +98,45 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_training_goes_on_with_a_resharded_checkpoint(
+def test_training_goes_on_with_other_ranks(
     case: Case,
     begun: Callable[..., Path],
-    cut: Callable[[str, int], Path],
+    layouts: dict[str, Path],
     shards: Path,
     settings: Settings,
     train: Train,
+    without_measured: Callable[[list[dict]], list[dict]],
     tmp_path: Path,
 ) -> None:
+    """Nothing but the number of ranks, or the ZeRO stage, is changed; the layout stays the one for TP 2."""
     whole, out = begun(case.model, case.precision, case.begun), tmp_path / "out"
-    tensor_parallel = case.continued.tensor_parallel
-    reshard(whole / "checkpoints" / STEP_4, tensor_parallel=tensor_parallel, out_dir=tmp_path / STEP_4)
     (out / "checkpoints").mkdir(parents=True)
-    (tmp_path / STEP_4).rename(out / "checkpoints" / STEP_4)
-    # What a training that was begun here before has left is not what this one goes on with.
-    (out / "metrics.jsonl").write_text('{"step": 0, "validation_loss": 1e9}\n{"step": 1, "loss": 1e9}\n')
+    if case.portable:
+        reshard(whole / "checkpoints" / STEP_4, tensor_parallel=2, out_dir=tmp_path / STEP_4)
+        (tmp_path / STEP_4).rename(out / "checkpoints" / STEP_4)
+        # What a training that was begun here before has left is not what this one goes on with.
+        (out / "metrics.jsonl").write_text('{"step": 0, "validation_loss": 1e9}\n{"step": 1, "loss": 1e9}\n')
+    else:
+        shutil.copytree(whole / "checkpoints" / STEP_4, out / "checkpoints" / STEP_4)
+        shutil.copy(whole / "metrics.jsonl", out)
 
     config = configured(settings, case.precision, case.continued)
-    wanted, lines = read_metrics(whole), train(config, cut(case.model, tensor_parallel), shards, out)
+    degree = case.continued.tensor_parallel
+    wanted, lines = read_metrics(whole), train(config, layouts[case.model], shards, out, tensor_parallel=degree)
     assert [line["step"] for line in lines] == list(range(11))
     assert lines[:5] == wanted[:5]  # not trained again: even the measured speed is the one of the first training
     apart = max(abs(line["loss"] - other["loss"]) for line, other in zip(lines[5:], wanted[5:], strict=True))
     print(f"losses apart by at most {apart:.1e}")
     assert apart <= case.bound
-    assert continued_from(out)["continued_from"]["step"] == 4
-    # The next checkpoint is DeepSpeed's again, and says so.
-    assert read_state(out / "checkpoints" / "step-00000008").data_parallel == case.continued.data_parallel
+    # The next checkpoint is of the new ranks, and says so.
+    state = read_state(out / "checkpoints" / "step-00000008")
+    assert (state.tensor_parallel, state.data_parallel, state.zero_stage) == case.continued
+    assert bool(continued_from(out)) == case.portable
     if case.bound == 0.0:
         assert Layout.load(out / "layout").digest() == Layout.load(whole / "layout").digest()
-        for line in (*lines, *wanted):
-            line.pop("tokens_per_second", None)
-        assert lines == wanted
+        assert without_measured(lines) == without_measured(wanted)
     trained = Layout.load(out / "layout")
+    assert trained.tensor_parallel == degree
     for entry in trained.tensors:  # reading refuses padding that is not zero
         read_joined(out / "layout", trained, entry)
 
@@ -191,7 +183,7 @@ def test_zero_3_in_many_sub_groups(
 ) -> None:
     """Models of billions of weights are stored in several; here 4000 weights each. The state is the same."""
     whole, out = begun("odd", "fp32", ODD_ZERO_3), tmp_path / "out"
-    sizes = {"layout": layouts["odd"], "shards": shards, "out_dir": out}
+    sizes = {"tensor_parallel": 2, "layout": layouts["odd"], "shards": shards, "out_dir": out}
     job = Job(config=configured(settings, "fp32", ODD_ZERO_3), position_embedding="none", **sizes)
     out.mkdir()
     (out / "job.json").write_text(job.model_dump_json())
@@ -201,7 +193,7 @@ def test_zero_3_in_many_sub_groups(
     assert len(load_file(checkpoint / "zero_pp_rank_0_mp_rank_00_model_states.pt")["param_shapes"]) >= 4
     for name, path in (("small", checkpoint), ("one", whole / "checkpoints" / STEP_4)):
         reshard(path, tensor_parallel=1, out_dir=tmp_path / name)
-    assert read_state(tmp_path / "small") == read_state(tmp_path / "one")
+    assert read_state(tmp_path / "small").digests == read_state(tmp_path / "one").digests
 
 
 def test_spans_of_stage_3_lie_end_to_end_with_padding() -> None:
@@ -302,38 +294,24 @@ def test_padding_that_is_not_zero_is_refused(checkpoint: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_training_refuses_a_checkpoint_that_is_not_for_it(
-    checkpoint: Path, cut: Callable[[str, int], Path], settings: Settings, tmp_path: Path
+    checkpoint: Path, layouts: dict[str, Path], settings: Settings
 ) -> None:
-    reshard(checkpoint, tensor_parallel=1, out_dir=tmp_path / "portable")
-    config, at_1 = settings(zero_stage=3), Layout.load(cut("odd", 1))
+    config, layout = settings(zero_stage=3), Layout.load(layouts["odd"])
 
-    def refusal(path: Path, layout: Layout = at_1, position: str = "none", **changes: object) -> str:
+    def check(position: str = "none", of: Layout = layout, **changes: object) -> None:
+        changed = config.model_copy(update=changes)
+        refuse_unfit("it", read_state(checkpoint), changed, phases(changed, position, of, 32), of, 32)
+
+    def refusal(**changes: object) -> str:
         with pytest.raises(RecipeError) as refused:
-            refuse_unfit(path, config.model_copy(update=changes), position, layout, row_length=32)
+            check(**changes)
         return str(refused.value)
 
-    at_2 = at_1.model_copy(update={"tensor_parallel": 2})
-    refuse_unfit(checkpoint, config, "none", at_2, row_length=32)
-    refuse_unfit(tmp_path / "portable", config.model_copy(update={"zero_stage": 1}), "none", at_1, row_length=32)
-    assert "is for TP, DP and ZeRO stage 2, 2, 3, this training has 1, 2, 3" in refusal(checkpoint)
-    assert "this training has 2, 2, 1; make a checkpoint" in refusal(checkpoint, at_2, zero_stage=1)
-    assert "is for TP 1, this training has 2" in refusal(tmp_path / "portable", at_2)
-    assert "position_embedding = none" in refusal(tmp_path / "portable", position="rope")
-    other = at_1.model_copy(update={"source_fingerprint": "another"})
-    assert "of another model" in refusal(tmp_path / "portable", other)
-    assert "1,024 tokens in 4 steps, but 2,048" in refusal(tmp_path / "portable", batch=16)
-    assert "of step 4, and recalibration.tokens is enough for 4" in refusal(tmp_path / "portable", tokens=4 * 8 * 32)
-
-
-def test_a_training_that_begins_anew_keeps_no_record_of_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / CONTINUED_FILE).write_text("{}")
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        assert checkpoints.resume(SimpleNamespace(), tmp_path / "checkpoints") == 0
-    finally:
-        torch.distributed.destroy_process_group()
-    assert continued_from(tmp_path) == {}
+    check()
+    check(zero_stage=1, data_parallel=1)
+    assert "position_embedding = none" in refusal(position="rope")
+    assert "of another model" in refusal(of=layout.model_copy(update={"source_fingerprint": "another"}))
+    assert "1,024 tokens in 4 steps, but 2,048" in refusal(batch=16, tokens=10 * 16 * 32)
+    assert "of step 4, and recalibration.tokens is enough for 4" in refusal(tokens=4 * 8 * 32)
+    assert "of a training with position_embedding = none at that step" in refusal(drop_at_step=6)
+    check(drop_at_step=2)

@@ -1,0 +1,78 @@
+"""Signals that ask a run to end: SIGUSR1 (its time is nearly over), SIGTERM (it is preempted), SIGINT (Ctrl-C)."""
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import psutil
+
+from pipeline.errors import Stopped
+
+_SECONDS_BETWEEN_WISHES = 1.0
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGUSR1 and SIGTERM end what runs here by Stopped: stages that are cut off begin anew or go on."""
+
+    def stop(number: int) -> None:
+        raise Stopped(f"stopped by {signal.Signals(number).name}; the same command goes on")
+
+    with _handled((signal.SIGUSR1, signal.SIGTERM), stop):
+        yield
+
+
+def wait_and_pass_on(process: subprocess.Popen[bytes]) -> int:
+    """Waits for a torchrun; signals that ask for an end are passed to its ranks as SIGUSR1. Returns its exit code.
+
+    The ranks end by themselves, after a checkpoint; a second Ctrl-C does not wait for that.
+    """
+    wishes: list[int] = []
+
+    def wish(number: int) -> None:
+        if number == signal.SIGINT:
+            if number in wishes:
+                raise KeyboardInterrupt
+            print("stopping after this step, with a checkpoint; Ctrl-C again: at once, without", file=sys.stderr)
+        wishes.append(number)
+
+    with _handled((signal.SIGUSR1, signal.SIGTERM, signal.SIGINT), wish):
+        while True:
+            try:
+                return process.wait(timeout=_SECONDS_BETWEEN_WISHES)
+            except subprocess.TimeoutExpired:
+                if wishes:  # again and again: ranks that are just starting do not listen yet
+                    tell_children(process.pid, signal.SIGUSR1)
+
+
+def tell_children(parent: int, number: signal.Signals) -> None:
+    """Sends a signal to the child processes of a process."""
+    try:
+        children = psutil.Process(parent).children()
+    except psutil.NoSuchProcess:
+        return
+    for child in children:
+        if child.is_running():
+            child.send_signal(number)
+
+
+@contextmanager
+def _handled(numbers: tuple[signal.Signals, ...], handle: Callable[[int], None]) -> Iterator[None]:
+    """Within the block `handle` is called for these signals; Python takes signals in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        handle(number)
+
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,23 @@
+"""The training stage as a command of its own, with the exit codes of `drope`: `python -m ... JOB.json`."""
+
+import sys
+from pathlib import Path
+
+from pipeline.errors import exit_code
+from pipeline.processes import die_with_parent
+from pipeline.recalibration.job import Job
+from pipeline.recalibration.run import run
+from pipeline.signals import stopped_by_signals
+
+if __name__ == "__main__":
+    die_with_parent()
+    job = Job.model_validate_json(Path(sys.argv[1]).read_text())
+    folders = {"shards": job.shards, "layout": job.layout, "out_dir": job.out_dir}
+    try:
+        with stopped_by_signals():
+            run(job.config, job.position_embedding, tensor_parallel=job.tensor_parallel, **folders)
+    except Exception as error:
+        if (code := exit_code(error)) is None:
+            raise
+        print(f"drope: {error}", file=sys.stderr)
+        sys.exit(code)
