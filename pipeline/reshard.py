@@ -58,9 +58,7 @@ def refuse_unseen(out_dir: Path, step: int) -> None:
     if out_dir.parent.name != "checkpoints":
         return
     if out_dir.name != name_of(step):
-        raise RecipeError(
-            f"--out {out_dir}: a run finds it under the name of its step only: {name_of(step)}"
-        )
+        raise RecipeError(f"--out {out_dir}: a run finds it under the name of its step only: {name_of(step)}")
     run = out_dir.resolve().parents[2]
     if not (run / RECIPE_FILE).is_file():
         raise RecipeError(

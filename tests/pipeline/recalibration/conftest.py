@@ -15,7 +15,7 @@ from model_surgery.convert import convert
 from model_surgery.layout import Layout
 from pipeline.recalibration import run as stage
 from pipeline.recalibration.config import RecalibrationConfig
-from pipeline.recalibration.metrics import read_metrics
+from pipeline.recalibration.metrics import MEASURED, read_metrics
 
 ROW, BATCH, STEPS, LR = 32, 8, 10, 3e-3
 EOS = 1
@@ -178,3 +178,13 @@ def _reference() -> Callable[..., dict[str, Any]]:
         return found | {"model": model, "weights": model.state_dict(), "rows": rows}
 
     return reference
+
+
+@pytest.fixture(scope="session", name="without_measured")
+def _without_measured() -> Callable[[list[dict]], list[dict]]:
+    """The lines of metrics.jsonl without what depends on clocks and machines."""
+
+    def without_measured(lines: list[dict]) -> list[dict]:
+        return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
+
+    return without_measured

@@ -15,14 +15,8 @@ from model_surgery.convert import convert
 from model_surgery.layout import Layout, read_sources
 from pipeline.recalibration.checkpoints import folders
 from pipeline.recalibration.config import RecalibrationConfig
-from pipeline.recalibration.metrics import MEASURED
 
 Train = Callable[..., list[dict[str, float]]]
-
-
-def without_measured(lines: list[dict[str, float]]) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl without what depends on clocks and machines."""
-    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
 @pytest.mark.slow
@@ -94,6 +88,7 @@ def test_bf16_resumes_bit_identical_and_its_export_passes(
     shards: Path,
     settings: Callable[..., RecalibrationConfig],
     train: Train,
+    without_measured: Callable[[list[dict]], list[dict]],
     tmp_path: Path,
 ) -> None:
     config = settings(data_parallel=1, zero_stage=zero_stage, precision="bf16")
