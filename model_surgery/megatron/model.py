@@ -10,6 +10,7 @@ from megatron.core.tensor_parallel import (
     gather_from_tensor_model_parallel_region,
     set_tensor_model_parallel_attributes,
 )
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from model_surgery.architectures import Join, rules
 from model_surgery.errors import SurgeryError
 from model_surgery.megatron.attention import SDPAttention, document_mask
 from model_surgery.megatron.qk_norm import norm_specs
+from model_surgery.megatron.recompute import RecomputedLayer
+from model_surgery.megatron.sequence_parallel import RowPartNorm, forget_random_states
 from model_surgery.shape import ModelShape
 
 
@@ -31,12 +34,16 @@ def build_model(
     position_embedding: Literal["none", "rope"],
     dtype: torch.dtype = torch.float32,
     max_length: int | None = None,
+    sequence_parallel: bool = False,
+    recompute: bool = False,
 ) -> GPTModel:
     """This rank's part of the model, weights not yet loaded. Process groups must exist (`start_parallel`).
 
     Forward: token ids [batch, length] -> logits [batch, length, vocab / TP], or with labels the loss [batch, length].
+    `sequence_parallel`: see its module; the length must be a multiple of TP. `recompute`: see `RecomputedLayer`.
     """
     tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
+    sequence_parallel = sequence_parallel and tensor_parallel > 1  # one rank has whole rows anyway
     padded = shape.padded(tensor_parallel)
     config = TransformerConfig(
         num_layers=shape.layers,
@@ -54,6 +61,7 @@ def build_model(
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=tensor_parallel,
+        sequence_parallel=sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
@@ -65,14 +73,11 @@ def build_model(
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
     )
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-    attention = spec.submodules.self_attention.submodules
-    attention.core_attention = SDPAttention
-    for name, norm in norm_specs(shape, tensor_parallel).items():
-        setattr(attention, name, norm)
+    if sequence_parallel:
+        forget_random_states()
     model = GPTModel(
         config=config,
-        transformer_layer_spec=spec,
+        transformer_layer_spec=block_spec(shape, tensor_parallel, sequence_parallel, recompute),
         vocab_size=padded.vocab,
         max_sequence_length=max_length or shape.context,
         share_embeddings_and_output_weights=shape.tied,
@@ -82,6 +87,25 @@ def build_model(
     mark_partitioned(model, shape)
     mask_padded_vocabulary(model, shape.vocab, padded.vocab)
     return model.to(dtype)
+
+
+def block_spec(
+    shape: ModelShape, tensor_parallel: int, sequence_parallel: bool, recompute: bool
+) -> TransformerBlockSubmodules:
+    """Megatron-core's own layers without its fused extensions, and the modules of ours in them."""
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = SDPAttention
+    for name, norm in norm_specs(shape, tensor_parallel).items():
+        setattr(attention, name, norm)
+    if sequence_parallel:
+        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RowPartNorm
+    if recompute:
+        layer.module = RecomputedLayer
+    # Left to itself, Megatron-core would take another norm at the end than in the layers where it finds TE.
+    return TransformerBlockSubmodules(
+        layer_specs=[layer] * shape.layers, layer_norm=layer.submodules.input_layernorm
+    )
 
 
 def mask_padded_vocabulary(model: GPTModel, vocab: int, padded: int) -> None:

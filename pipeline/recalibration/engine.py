@@ -19,7 +19,13 @@ def build_engine(
 ) -> deepspeed.DeepSpeedEngine:
     """This rank's part of the model under DeepSpeed, weights loaded, optimizer state empty."""
     deepspeed_logger.setLevel("ERROR")
-    model = build_model(layout.shape, position_embedding=position_embedding, dtype=DTYPES[config.precision])
+    model = build_model(
+        layout.shape,
+        position_embedding=position_embedding,
+        dtype=DTYPES[config.precision],
+        sequence_parallel=config.sequence_parallel,
+        recompute=config.recompute == "full",
+    )
     load_slices(model, slices)
     engine, *_ = deepspeed.initialize(
         model=model,
