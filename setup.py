@@ -47,6 +47,7 @@ setup(
     ],
     extras_require={
         "fast": ["fastokens==0.3.5", "gigatoken==0.10.0", "tokie==0.1.4"],
+        "wandb": ["wandb==0.31.0"],
         "gpu": ["transformer-engine[pytorch,core_cu13]==2.20.0"],
         "test": ["pytest>=9", "ruff>=0.17", "import-linter>=2.16"],
     },

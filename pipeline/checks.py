@@ -10,6 +10,7 @@ from model_surgery.shape import ModelShape, read_shape, source_position_embeddin
 from pipeline.errors import RecipeError
 from pipeline.model_source import resolve_model
 from pipeline.recalibration.run import check_schedule
+from pipeline.recalibration.wandb_sync import check_wandb
 from pipeline.recipe import Recipe
 from pipeline.stages import Stage, evaluated_models, tokenizer_path
 
@@ -31,10 +32,21 @@ def check_shapes(recipe: Recipe, shape: ModelShape) -> None:
             "data.validation_fraction = 0: validation and evaluation need held-out documents; use 0.01, or a source "
             "with split: validation"
         )
-    trained = with_qk_norm(shape, recipe.surgery.qk_norm, recipe.model.path)
+    check_wandb(recipe.recalibration.wandb_project)
+    trained = trained_shape(recipe, shape)
     format_of(trained, recipe.recalibration.position_embedding, recipe.export)  # now, not when training is over
     if "control" in recipe.evaluation.variants and not recipe.recalibration.control:
         raise RecipeError("evaluation.variants has control, which needs recalibration.control = true")
+
+
+def trained_shape(recipe: Recipe, shape: ModelShape) -> ModelShape:
+    """The shape of the model that training ends with, made of a source of this `shape`.
+
+    Raises: SurgeryError if norms of queries and keys are to be put in where there are some already.
+    """
+    path, training = recipe.model.path, recipe.recalibration
+    begun = with_qk_norm(shape, recipe.surgery.qk_norm, path)
+    return with_qk_norm(begun, training.drop_qk_norm, path, field="recalibration.drop_qk_norm")
 
 
 def check_recipe(recipe: Recipe, stages: list[Stage]) -> None:
@@ -70,8 +82,13 @@ def check_position_embedding(recipe: Recipe, of_source: Literal["rope", "none"])
     """Raises: RecipeError if the recipe wants something with RoPE from a source that has none, as DroPE models have."""
     if of_source == "rope":
         return
-    if recipe.recalibration.control or recipe.recalibration.position_embedding == "rope":
-        field = "control = true" if recipe.recalibration.control else "position_embedding = rope"
+    training = recipe.recalibration
+    wants_rope = {
+        "control = true": training.control,
+        "position_embedding = rope": training.position_embedding == "rope",
+        f"drop_at_step = {training.drop_at_step}": training.drop_at_step is not None,
+    }
+    if field := next((field for field, wanted in wants_rope.items() if wanted), None):
         raise RecipeError(f"recalibration.{field}: {recipe.model.path} has no RoPE that could be kept; take it out")
     if scaled := [variant for variant in recipe.evaluation.variants if variant in ("rope", "pi", "ntk", "yarn")]:
         raise RecipeError(

@@ -58,7 +58,8 @@ def train(job: Job) -> End:
     )
     is_first = torch.distributed.get_rank() == 0
     steps = of_run[-1].last
-    opened = Metrics(job.out_dir, done=start.step, steps=steps, description=job.description) if is_first else None
+    told = {"done": start.step, "steps": steps, "description": job.description, "wandb_project": config.wandb_project}
+    opened = Metrics(job.out_dir, **told) if is_first else None
     with opened or nullcontext() as metrics:
         sizes = {"steps": steps, "row_length": shards.row_length}
         training = Training(job, trained, engine, rows, phase, **sizes, rollbacks=rollbacks, wish=wish, metrics=metrics)

@@ -6,12 +6,15 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from pipeline.recalibration.wandb_sync import copied_to_wandb
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
@@ -34,7 +37,11 @@ class Metrics:
     tells what happened, also what happened again after a kill.
     """
 
-    def __init__(self, folder: Path, *, done: int, steps: int, description: str) -> None:
+    def __init__(
+        self, folder: Path, *, done: int, steps: int, description: str, wandb_project: str | None = None
+    ) -> None:
+        self._outside = ExitStack()
+        self._outside.enter_context(copied_to_wandb(wandb_project, folder))
         self.path = folder / METRICS_FILE
         first = done + 1 if done else 0
         keep_steps(self.path, first - 1)
@@ -55,6 +62,7 @@ class Metrics:
         self.sync()
         self._file.close()
         self._events.close()
+        self._outside.close()
 
     def write(self, step: int, numbers: Mapping[str, Value]) -> None:
         """Adds the line of one step; numbers that are not finite stand there as null."""

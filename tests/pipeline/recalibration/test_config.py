@@ -41,6 +41,8 @@ def test_settings_that_cannot_train_are_refused(changes: dict) -> None:
     [
         ({"tokens": 511}, "one step takes 512 tokens"),
         ({"schedule": {"kind": "wsd", "warmup_steps": 100, "decay_steps": 100}}, "take 200 steps"),
+        ({"schedule": {"kind": "wsd", "warmup_tokens": 51_200, "decay_steps": 100}}, "take 200 steps"),
+        ({"drop_at_step": 125, "schedule": {"warmup_steps": 0}}, "nothing would be trained after the drop"),
     ],
 )
 def test_a_budget_too_small_for_its_schedule_is_refused(changes: dict, part: str) -> None:
@@ -59,6 +61,23 @@ def test_norms_do_not_decay() -> None:
     assert [group["weight_decay"] for group in (decayed, spared)] == [0.1, 0.0]
     assert [p.ndim for p in decayed["params"]] == [2] and [p.ndim for p in spared["params"]] == [1]
     assert len(parameter_groups(model, 0.0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"position_embedding": "rope", "drop_at_step": 3}, "nothing is dropped there"),
+        ({"drop_qk_norm": "full"}, "needs drop_at_step"),
+        ({"validation_lengths": (2, 4)}, "1 first"),
+        ({"validation_lengths": (1, 2, 2)}, "different multiples"),
+        ({"micro_batch": 3, "data_parallel": "auto"}, "use batch = 6"),
+        ({"micro_batch": 0}, "micro_batch"),
+        ({"data_parallel": "all"}, "data_parallel"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(changes: dict, part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        settings(**changes)
 
 
 def test_incomplete_checkpoints_are_invisible_and_removed(tmp_path: Path) -> None:

@@ -1,17 +1,24 @@
 """metrics.jsonl: every step once, whatever a kill left; the same numbers in TensorBoard."""
 
 import json
+import math
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.recalibration.metrics import Metrics, keep_steps, read_metrics
+from pipeline.recalibration.metrics import Metrics, clock, keep_steps, read_events, read_metrics
+
+
+def numbers(loss: float) -> dict[str, float]:
+    measured = {"step_seconds": 10.0, "tokens_per_second": 2000.0, "mfu": 0.42}
+    return {"loss": loss, "lr": 0.1, "grad_norm": 0.5, **measured}
 
 
 def write(folder: Path, done: int, steps: list[int], loss: float) -> None:
     with Metrics(folder, done=done, steps=10, description="test") as metrics:
         for step in steps:
-            metrics.write(step, {"loss": loss + step, "lr": 0.1, "tokens_per_second": 2000.0})
+            metrics.write(step, numbers(loss + step))
 
 
 def test_a_resumed_run_has_every_step_once_in_file_and_tensorboard(tmp_path: Path) -> None:
@@ -47,4 +54,36 @@ def test_keep_steps_leaves_a_whole_file_alone(tmp_path: Path) -> None:
 def test_a_log_without_a_terminal_gets_a_line_now_and_then(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("pipeline.recalibration.metrics._SECONDS_BETWEEN_LINES", 0.0)
     write(tmp_path, 0, [1, 2], loss=0.0)
-    assert capsys.readouterr().err.splitlines()[-1] == "test step 2 of 10: loss 2.000, 2,000 tokens/s"
+    said = capsys.readouterr().err.splitlines()[-1]
+    numbers = "loss 2.000, grad norm 0.50, lr 1.00e-01, 2,000 tokens/s, MFU 42%"
+    assert said == f"test step 2 of 10: {numbers}, 1 min 20 s left"
+
+
+def test_numbers_that_are_not_finite_are_null_and_a_skip_says_why(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("pipeline.recalibration.metrics._SECONDS_BETWEEN_LINES", 0.0)
+    with Metrics(tmp_path, done=0, steps=10, description="test") as metrics:
+        reason = "gradient norm is not finite (inf)"
+        metrics.write(1, numbers(math.nan) | {"grad_norm": math.inf, "skipped": reason, "logits": [1.0, 2.0]})
+        metrics.event("skip", 1, reason=reason, loss=math.nan, in_a_row=1)
+    (line,) = read_metrics(tmp_path)
+    assert (line["loss"], line["grad_norm"], line["skipped"]) == (None, None, reason)
+    assert f"update skipped: {reason}" in capsys.readouterr().err
+    (event,) = read_events(tmp_path)
+    assert (event["event"], event["step"], event["loss"], event["in_a_row"]) == ("skip", 1, None, 1)
+    scalars = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert {"logits/layer_00", "logits/layer_01", "events/skip"} <= set(scalars.Tags()["scalars"])
+    assert "loss" not in scalars.Tags()["scalars"]
+
+
+def test_events_are_never_taken_off(tmp_path: Path) -> None:
+    for session in range(2):
+        with Metrics(tmp_path, done=0, steps=10, description="test") as metrics:
+            metrics.event("started", 0, session=session)
+    assert [event["session"] for event in read_events(tmp_path)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(59.6, "1 min 00 s"), (3599, "59 min 59 s"), (3600, "1 h 00 min"), (90_000, "25 h 00 min")]
+)
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert clock(seconds) == text

@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from pipeline.recalibration.config import ScheduleConfig
-from pipeline.recalibration.schedule import lr_factor
+from pipeline.recalibration.schedule import lr_factor, warmup_steps
+
+TOKENS_PER_STEP = 512
 
 
 def factors(updates: int, **settings: object) -> list[float]:
     schedule = ScheduleConfig.model_validate(settings)
-    return [lr_factor(update, updates, schedule) for update in range(1, updates + 1)]
+    return [lr_factor(update, updates, schedule, TOKENS_PER_STEP) for update in range(1, updates + 1)]
 
 
 def test_constant_rises_and_stays() -> None:
@@ -42,7 +44,27 @@ def test_wsd_has_the_published_stable_part() -> None:
     assert values[-1] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("settings", [{"kind": "cosine", "decay_steps": 5}, {"kind": "wsd"}])
-def test_decay_steps_belong_to_wsd(settings: dict) -> None:
-    with pytest.raises(ValueError, match="decay_steps"):
+def test_wsd_may_decay_linearly() -> None:
+    values = factors(10, kind="wsd", warmup_steps=0, decay_steps=4, decay="linear", min_lr_ratio=0.2)
+    assert values[:6] == [1.0] * 6
+    assert values[6:] == pytest.approx([0.8, 0.6, 0.4, 0.2])
+
+
+def test_a_warmup_in_tokens_takes_whole_steps() -> None:
+    schedule = ScheduleConfig(kind="constant", warmup_tokens=3 * TOKENS_PER_STEP + 1)
+    assert warmup_steps(schedule, TOKENS_PER_STEP) == 4
+    assert factors(5, kind="constant", warmup_tokens=4 * TOKENS_PER_STEP) == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"kind": "cosine", "decay_steps": 5}, "decay_steps"),
+        ({"kind": "wsd"}, "decay_steps"),
+        ({"kind": "cosine", "decay": "linear"}, "decay is the shape of wsd's final decay"),
+        ({"warmup_steps": 5, "warmup_tokens": 512}, "give one of them"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(settings: dict, part: str) -> None:
+    with pytest.raises(ValueError, match=part):
         ScheduleConfig.model_validate(settings)
