@@ -1,0 +1,1 @@
+"""The training stage measured beside transformers' Trainer with DeepSpeed. See benchmarks/README.md."""
