@@ -67,6 +67,7 @@ def train(job: Job) -> End:
         end = training.run(start.step)
         if end.reason == "finished":
             save_outcome(engine, job, trained, rows.validation, steps, training.tokens(steps), training.device)
+    wish.ignore()
     return end
 
 

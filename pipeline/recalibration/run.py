@@ -21,6 +21,7 @@ from pipeline.recalibration.schedule import warmup_steps
 from pipeline.recalibration.wandb_sync import check_wandb
 
 log = logging.getLogger(__name__)
+WORKER = "pipeline.recalibration.worker"
 
 
 def run(
@@ -84,7 +85,7 @@ def launch(job: Job) -> End:
     try:
         with explained_full_disk(job.out_dir):
             torchrun(
-                "pipeline.recalibration.worker",
+                WORKER,
                 [str(job.out_dir / "job.json")],
                 processes=processes,
                 log=job.out_dir / "engine.log",

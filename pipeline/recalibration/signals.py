@@ -16,5 +16,10 @@ class StopWish:
         # Ctrl-C reaches every process of a terminal; the parent turns it into a wish of its own.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    def ignore(self) -> None:
+        """From now on no signal cuts off what is left to do; Python would let one kill it while it ends."""
+        for number in _WISHES:
+            signal.signal(number, signal.SIG_IGN)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name

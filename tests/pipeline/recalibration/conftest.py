@@ -137,7 +137,7 @@ def reference_loss(model: torch.nn.Module, rows: RowDataset, indices: range) -> 
 def _reference() -> Callable[..., dict[str, Any]]:
     """Ten steps (or `steps`) of transformers' model under torch's AdamW, in this process, on the same rows.
 
-    `prepare` changes the model before.
+    `prepare` changes the model before; after `drop_at_step` steps RoPE is dropped.
     """
 
     def reference(
@@ -149,6 +149,7 @@ def _reference() -> Callable[..., dict[str, Any]]:
         position: str = "none",
         mask_documents: bool = False,
         steps: int = STEPS,
+        drop_at_step: int | None = None,
         prepare: Callable[[torch.nn.Module], None] = lambda model: None,
     ) -> dict[str, Any]:
         model = source_model(source_folder, position)
@@ -164,6 +165,8 @@ def _reference() -> Callable[..., dict[str, Any]]:
         lrs += [LR * (0.1 + 0.9 * 0.5 * (1 + torch.cos(angle).item())) for angle in decay]
         losses, grad_norms = [], []
         for step in range(steps):
+            if step == drop_at_step:
+                model.model.rotary_emb.inv_freq.zero_()  # every rotation is the identity from here on
             loss = reference_loss(model, rows.train, range(step * BATCH, (step + 1) * BATCH))
             optimizer.zero_grad()
             loss.backward()
