@@ -54,7 +54,7 @@ class LayerWatch:
         query, key, _, mask = inputs
         heads, groups = query.shape[2], query.shape[2] // key.shape[2]
         # Heads of zeros stand last; their logits of 0 could hide that all others are below.
-        true = true_part(self._shape.heads, heads)
+        true = true_part(self._shape.heads, heads, parallel_state.get_tensor_model_parallel_rank())
         self._maxima[number] = largest_logit(
             query[:, 0, :true],
             key[:, 0, : true // groups],
@@ -77,21 +77,22 @@ class LayerWatch:
         kind = getattr(self._shape, f"{part}_norm")
         if kind == "none":
             return {}
+        group = parallel_state.get_tensor_model_parallel_group()
         weights = [getattr(attention, f"{part}_layernorm").weight for attention in self._attentions]
         with deepspeed.zero.GatheredParameters(weights):  # does nothing below ZeRO 3
-            true = len(weights[0]) if kind == "per_head" else true_part(self._shape.norm_width(part), len(weights[0]))
+            size = len(weights[0])
+            true = size if kind == "per_head" else true_part(self._shape.norm_width(part), size, group.rank())
             mine = torch.stack([summary(weight.detach()[:true].float()) for weight in weights])
-        group = parallel_state.get_tensor_model_parallel_group()
-        ranks = mine.new_empty(group.size(), *mine.shape)
+        ranks = mine.new_empty(group.size() * len(mine), 4)
         torch.distributed.all_gather_into_tensor(ranks, mine, group=group)
-        total, count, lowest, highest = ranks.unbind(-1)
+        total, count, lowest, highest = ranks.view(group.size(), len(mine), 4).unbind(-1)
         numbers = {"mean": total.sum(0) / count.sum(0), "min": lowest.amin(0), "max": highest.amax(0)}
         return {f"{part}_norm_weight_{name}": values.tolist() for name, values in numbers.items()}
 
 
-def true_part(whole: int, slice_size: int) -> int:
-    """How many of the `slice_size` entries of this TP rank are the model's, of `whole` in all: padding stands last."""
-    return min(max(0, whole - parallel_state.get_tensor_model_parallel_rank() * slice_size), slice_size)
+def true_part(whole: int, slice_size: int, rank: int) -> int:
+    """How many of the `slice_size` entries of a TP rank are the model's, of `whole` in all: padding stands last."""
+    return min(max(0, whole - rank * slice_size), slice_size)
 
 
 def summary(weight: Tensor) -> Tensor:

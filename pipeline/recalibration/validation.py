@@ -107,7 +107,7 @@ class Validation:
         """Summed losses of counted tokens, and their number, in equal parts of the row: float64 [2, 16]."""
         total = torch.zeros(2, _PARTS, dtype=torch.float64, device=self._device)
         for indices in passes(len(length.rows), length.micro_batch):
-            batch = read_rows(length.rows, indices or [0]).to(self._device)
+            batch = read_rows(length.rows, indices or [0], self._device)
             losses = token_losses(engine, batch.tokens, batch.labels, batch.documents)
             if indices:
                 total += position_sums(losses, batch.counted)
