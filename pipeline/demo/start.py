@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+from model_surgery.random_weights import draw_checkpoint
 from pipeline.demo.corpus import FOODS, NAMES
 
 UNKNOWN, END = "<unk>", "<eos>"
+LAYERS = 4
 CONTEXT = 64
 ROPE_THETA = 100.0
 """RoPE's base. Its lowest frequency turns 1.1 rad over the context of 64 tokens (Llama 2: 0.5 rad over 4,096)."""
@@ -23,34 +25,32 @@ def write_random_model(folder: Path, *, seed: int = 1, rope_theta: float = ROPE_
     (at 0.02 a token's identity drowns in the residual stream), matrices of 1 / sqrt(inputs), and the projections that
     end in the residual stream divided by sqrt(2 layers) (Radford et al. 2019).
     """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=len(vocabulary()),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=CONTEXT,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=vocabulary()[END],
-        dtype="float32",
-    )
-    model = LlamaForCausalLM(config)
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2:
-            std = 0.5 if "embed_tokens" in name else parameter.shape[1] ** -0.5
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                std /= (2 * config.num_hidden_layers) ** 0.5
-            torch.nn.init.normal_(parameter, std=std, generator=generator)
-    model.save_pretrained(folder)
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": len(vocabulary()),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta},
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": vocabulary()[END],
+        "dtype": "float32",
+    }
     write_tokenizer(folder)
+    draw_checkpoint(folder, config, seed, std=_std)
+
+
+def _std(name: str, size: tuple[int, ...]) -> float:
+    if "embed_tokens" in name:
+        return 0.5
+    ends_in_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+    return size[1] ** -0.5 / ((2 * LAYERS) ** 0.5 if ends_in_residual else 1)
 
 
 def write_tokenizer(folder: Path) -> None:
