@@ -7,12 +7,13 @@ from model_surgery.shape import ModelShape, read_shape
 from pipeline.errors import RecipeError
 from pipeline.recipe import ModelConfig
 
-_WANTED = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
+_DESCRIPTION = ["*.json", "tokenizer.model", "merges.txt", "*.jinja"]
+_WEIGHTS = ["*.safetensors"]
 _TORCH_FILES = ["pytorch_model*.bin"]
 
 
 def resolve_model(model: ModelConfig) -> Path:
-    """The folder that holds the checkpoint.
+    """The folder that holds config.json, the tokenizer and the weights, but for weights that are drawn (random_seed).
 
     Raises: RecipeError if there is no such folder and, for a Hub id, it can be neither downloaded nor found locally.
     """
@@ -23,9 +24,11 @@ def resolve_model(model: ModelConfig) -> Path:
         raise RecipeError(f"model.path = {model.path}: no such folder, nor a Hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
+    drawn = model.random_seed is not None
+    wanted = _DESCRIPTION if drawn else _DESCRIPTION + _WEIGHTS
     try:
-        folder = Path(snapshot_download(model.path, revision=model.revision, allow_patterns=_WANTED))
-        if not any(folder.glob("*.safetensors")):  # many repositories hold both, so these only where they must be
+        folder = Path(snapshot_download(model.path, revision=model.revision, allow_patterns=wanted))
+        if not drawn and not any(folder.glob("*.safetensors")):  # many hold both, so these only where they must be
             snapshot_download(model.path, revision=model.revision, allow_patterns=_TORCH_FILES)
         return folder
     except Exception as error:  # the Hub client raises a different class for every way of not being reached

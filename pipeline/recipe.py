@@ -24,6 +24,13 @@ class ModelConfig(_Section):
 
     path: str = Field(description="Hugging Face model folder, or a Hub id such as HuggingFaceTB/SmolLM-360M")
     revision: str | None = Field(None, description="Hub revision (branch, tag or commit)")
+    random_seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**32,
+        description="training from scratch: draw the weights from this seed; of path only config.json and tokenizer "
+        "are read, and the context becomes data.row_length; null: the weights of path",
+    )
 
 
 class ReportConfig(_Section):

@@ -1,5 +1,7 @@
 """Recipes on the tiny model, and the command line as a user's shell calls it."""
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,5 +56,32 @@ def write_recipe(raw_recipe: dict[str, Any], tmp_path: Path) -> Callable[..., Pa
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump({**raw_recipe, "runs_dir": str(tmp_path / "runs"), **sections}))
         return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def described_model(qwen2_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """config.json and tokenizer of the tiny tied Qwen2 without its weights, and with a context of 131,072."""
+    folder = tmp_path_factory.mktemp("described") / "tiny-qwen2"
+    shutil.copytree(qwen2_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 131072}))
+    return folder
+
+
+@pytest.fixture
+def write_scratch_recipe(
+    write_recipe: Callable[..., Path], raw_recipe: dict[str, Any], described_model: Path
+) -> Callable[..., Path]:
+    """The paper's experiment from scratch in miniature: 12 steps on random weights, RoPE and no norm up to step 8."""
+
+    def write(**sections: Any) -> Path:
+        scratch = {
+            "model": {"path": str(described_model), "random_seed": 0},
+            "recalibration": raw_recipe["recalibration"] | {"drop_at_step": 8, "drop_qk_norm": "full"},
+            "evaluation": raw_recipe["evaluation"] | {"variants": ["drope", "drope_scaled"]},
+        }
+        return write_recipe(**{**scratch, **sections})
 
     return write

@@ -10,18 +10,23 @@ from pipeline.recipe import ModelConfig
 
 
 @pytest.mark.parametrize(
-    ("repository", "fetched"),
+    ("repository", "seed", "fetched"),
     [
-        (["config.json", "model.safetensors", "pytorch_model.bin"], ["config.json", "model.safetensors"]),
+        (["config.json", "model.safetensors", "pytorch_model.bin"], None, ["config.json", "model.safetensors"]),
         (
             ["config.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin", "training_args.bin"],
+            None,
             ["config.json", "pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json"],
         ),
+        (["config.json", "tokenizer.json", "model.safetensors"], 0, ["config.json", "tokenizer.json"]),
+        (["config.json", "merges.txt", "pytorch_model.bin"], 0, ["config.json", "merges.txt"]),
     ],
 )
-def test_files_of_torch_are_fetched_only_where_there_are_no_others(
-    repository: list[str], fetched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_only_the_files_that_are_needed_are_fetched(
+    repository: list[str], seed: int | None, fetched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """torch's weights only where there are no others, and none where they are drawn."""
+
     def download(repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         assert repo_id == "owner/name"
         for name in repository:
@@ -30,5 +35,5 @@ def test_files_of_torch_are_fetched_only_where_there_are_no_others(
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert resolve_model(ModelConfig(path="owner/name")) == tmp_path
+    assert resolve_model(ModelConfig(path="owner/name", random_seed=seed)) == tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == fetched
