@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from model_surgery.shape import ModelShape
 
 GIB = 1 << 30
+REDUCE_BUCKET = 200_000_000
+"""Gradients that DeepSpeed collects before it sums them over ranks; it holds a buffer of that many."""
 
 
 @dataclass(frozen=True)

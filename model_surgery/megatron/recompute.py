@@ -20,4 +20,6 @@ class RecomputedLayer(TransformerLayer):
         """[length, batch, hidden] -> the same, and Megatron-core's unused context."""
         if not torch.is_grad_enabled():
             return super().forward(hidden_states, **others)
-        return checkpoint(super().forward, hidden_states, use_reentrant=False, preserve_rng_state=False, **others)
+        # To its end also the second time: ZeRO 3 counts on it that every module that begins comes to its end.
+        settings = {"use_reentrant": False, "preserve_rng_state": False, "early_stop": False}
+        return checkpoint(super().forward, hidden_states, **settings, **others)

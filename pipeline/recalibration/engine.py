@@ -8,6 +8,7 @@ from deepspeed.utils import logger as deepspeed_logger
 
 from model_surgery.layout import Layout
 from model_surgery.megatron.model import build_model, load_slices
+from pipeline.memory import REDUCE_BUCKET
 from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.parallel import ModelParallelUnit
 
@@ -54,10 +55,13 @@ def engine_config(config: RecalibrationConfig) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": config.batch // (config.micro_batch * config.data_parallel),
         "gradient_clipping": config.gradient_clip,
-        "zero_optimization": {"stage": config.zero_stage},
-        "bf16": {"enabled": config.precision == "bf16"},
+        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": REDUCE_BUCKET},
+        # ZeRO 1: a bf16 gradient is added to the fp32 sum and freed as soon as it is there, not with all others.
+        "bf16": {"enabled": config.precision == "bf16", "immediate_grad_update": True},
         # Micro batches are summed in fp32: in bf16 a sum of many loses its small terms.
         "data_types": {"grad_accum_dtype": "fp32"},
+        # And so are ranks, where that happens once per update; at ZeRO 2 and 3 it does for every micro batch.
+        "communication_data_type": "fp32" if config.zero_stage == 1 else config.precision,
         "optimizer": {
             "type": "AdamW",
             "params": {
@@ -66,6 +70,8 @@ def engine_config(config: RecalibrationConfig) -> dict[str, Any]:
                 "eps": config.eps,
                 # DeepSpeed's own CPU Adam does not give the same losses after a resume; torch's does.
                 "torch_adam": True,
+                # One pass over the memory and no copies of the moments; on a CPU five times as fast.
+                "fused": True,
             },
         },
         "steps_per_print": 2**62,
