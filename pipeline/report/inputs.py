@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eval.results import RESULTS, Results
 from model_surgery.files import file_digest
@@ -10,8 +11,17 @@ from pipeline.manifest import Manifest
 from pipeline.recipe import Recipe
 from pipeline.stages import stages_of
 
-Metrics = list[dict[str, float]]
+Metrics = list[dict[str, Any]]
+"""Lines of metrics.jsonl: numbers by name, None where one was not finite, lists where there is one for every layer."""
 _TRAININGS = ("recalibration", "control")
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Validation loss in equal parts of rows of `length` tokens; None where a part has none."""
+
+    length: int
+    losses: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -19,7 +29,8 @@ class RunData:
     """Everything that the page shows.
 
     manifests: of the complete stages, in order. results: None unless the evaluation is complete and whole.
-    metrics: lines of metrics.jsonl by training stage. notices: what a reader must know before believing the rest.
+    metrics: lines of metrics.jsonl by training stage. positions: of the last validation by training stage.
+    notices: what a reader must know before believing the rest.
     """
 
     recipe: Recipe
@@ -27,6 +38,7 @@ class RunData:
     manifests: dict[str, Manifest]
     results: Results | None
     metrics: dict[str, Metrics]
+    positions: dict[str, Positions]
     notices: tuple[str, ...]
 
 
@@ -51,13 +63,16 @@ def read_run(recipe: Recipe, run: Path) -> RunData:
                 f"the first is {missing[0]}."
             )
             results = None
+    trainings = [name for name in _TRAININGS if name in manifests]
+    positions = {name: read_positions(run / name, manifests[name]) for name in trainings}
     written = run / "recipe.yaml"
     return RunData(
         recipe=recipe,
         recipe_text=written.read_text(encoding="utf-8") if written.is_file() else recipe_yaml(recipe),
         manifests=manifests,
         results=results,
-        metrics={name: read_training(run / name, manifests[name]) for name in _TRAININGS if name in manifests},
+        metrics={name: read_training(run / name, manifests[name]) for name in trainings},
+        positions={name: found for name, found in positions.items() if found is not None},
         notices=tuple(notices),
     )
 
@@ -75,6 +90,17 @@ def read_training(folder: Path, manifest: Manifest) -> Metrics:
 
     require_unchanged(folder, manifest, METRICS_FILE)
     return read_metrics(folder)
+
+
+def read_positions(folder: Path, manifest: Manifest) -> Positions | None:
+    """Of the last line of a complete training's validation.jsonl; None where an earlier version has left none."""
+    from pipeline.recalibration.measured import VALIDATION_FILE, read_validation  # loads torch
+
+    if not any(output.path == VALIDATION_FILE for output in manifest.outputs):
+        return None
+    require_unchanged(folder, manifest, VALIDATION_FILE)
+    ((length, losses),) = read_validation(folder)[-1]["by_position"].items()
+    return Positions(int(length), tuple(losses))
 
 
 def require_unchanged(folder: Path, manifest: Manifest, name: str) -> None:

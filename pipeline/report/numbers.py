@@ -53,9 +53,13 @@ def key_numbers(data: RunData) -> list[KeyNumber]:
 
 
 def training(label: str, facts: dict[str, Any]) -> KeyNumber:
-    """Tokens, steps and processes of a training."""
+    """Tokens, steps and processes of a training, and what the guard had to do."""
     tokens, steps, processes = (facts.get(name) for name in ("tokens", "steps", "processes"))
     detail = f"{count(tokens)} tokens in {count(steps)} steps on {count(processes)} processes"
+    if skipped := facts.get("updates_skipped"):
+        detail += f", {skipped:,} {'update' if skipped == 1 else 'updates'} skipped"
+    if rollbacks := facts.get("rollbacks"):
+        detail += f", went back {'once' if rollbacks == 1 else f'{rollbacks} times'}"
     return KeyNumber(label, f"{short_count(tokens)} tokens", detail)
 
 

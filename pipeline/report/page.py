@@ -9,8 +9,9 @@ from markupsafe import Markup
 
 from eval.results import Results
 from model_surgery.files import atomic_path
+from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recipe import Recipe
-from pipeline.report import plots, tables
+from pipeline.report import plots, tables, training_plots
 from pipeline.report.claims import summary
 from pipeline.report.inputs import RunData, read_run
 from pipeline.report.lineage import stage_lines, versions
@@ -36,6 +37,7 @@ class Content:
     data: RunData
     sentences: list[str]
     plots: list[Plot]
+    training_plots: list[Plot]
     tables: list[tuple[tables.Table, str]]
     comparisons: list[tables.Comparison]
     explained: list[str]
@@ -59,7 +61,8 @@ def write_report(recipe: Recipe, run: Path, out_dir: Path) -> Path:
 
 
 FILES = (
-    *(f"{name}.svg" for name in ("recall_by_length", "loss_by_length", "recalibration", "loss_by_position")),
+    *(f"{name}.svg" for name in ("recall_by_length", "loss_by_length", "loss_by_position", "recalibration")),
+    *(f"{name}.svg" for name in ("validation_by_length", "validation_by_position", "recall_probe", "optimization")),
     *(f"{name}.csv" for name in ("comparison", "recall_by_length", "loss_by_length", "tasks")),
 )
 """Every file that can lie beside the page; those of an earlier report are removed."""
@@ -68,11 +71,13 @@ FILES = (
 def collect(data: RunData) -> Content:
     """Plots, tables and sentences from a run's inputs."""
     results = data.results
-    files: dict[str, str] = {}
-    shown_plots, shown_tables = [], []
-    for name, svg, caption in draw(data):
-        files[f"{name}.svg"] = svg
-        shown_plots.append(Plot(f"{name}.svg", Markup(plots.inline(svg, caption)), caption))
+    drawn = {"evaluation": [*draw(results)] if results is not None else [], "training": [*draw_training(data)]}
+    files = {f"{name}.svg": svg for made in drawn.values() for name, svg, _ in made}
+    shown = {
+        place: [Plot(f"{name}.svg", Markup(plots.inline(svg, caption)), caption) for name, svg, caption in made]
+        for place, made in drawn.items()
+    }
+    shown_tables = []
     compared: list[tables.Comparison] = []
     if results is not None:
         for name, table in tabulate(results):
@@ -84,7 +89,8 @@ def collect(data: RunData) -> Content:
     return Content(
         data=data,
         sentences=summary(results) if results is not None else [],
-        plots=shown_plots,
+        plots=shown["evaluation"],
+        training_plots=shown["training"],
         tables=shown_tables,
         comparisons=compared,
         explained=explain(results.config.variants, results.config.softmax_scale_c) if results is not None else [],
@@ -92,37 +98,74 @@ def collect(data: RunData) -> Content:
     )
 
 
-def draw(data: RunData) -> Iterator[tuple[str, str, str]]:
-    """Name, SVG and caption of every plot that the run has data for."""
-    results = data.results
-    source_loss = source_loss_at_1x(results) if results is not None else None
-    made = [
+Drawn = tuple[str, str, str]
+"""Name, SVG and caption of a plot."""
+
+
+def draw(results: Results) -> Iterator[Drawn]:
+    """What was evaluated, drawn."""
+    made = (
+        (
+            "recall_by_length",
+            plots.length_plot(results, "recall", "recall"),
+            "Recall of facts from the context, with one standard error, against the context length.",
+        ),
+        (
+            "loss_by_length",
+            plots.length_plot(results, "loss", "loss"),
+            "Loss on held-out text against the context length.",
+        ),
+        (
+            "loss_by_position",
+            plots.position_plot(results, "position"),
+            "Loss on held-out text along the position, at the longest evaluated length.",
+        ),
+    )
+    yield from ((name, svg, caption) for name, svg, caption in made if svg is not None)
+
+
+def draw_training(data: RunData) -> Iterator[Drawn]:
+    """How the training went, drawn; the recalibration's numbers, and the control's beside them."""
+    settings, metrics = data.recipe.recalibration, data.metrics
+    drop = settings.drop_at_step
+    source_loss = source_loss_at_1x(data.results) if data.results is not None else None
+    made = (
         (
             "recalibration",
-            plots.recalibration_plot(data.metrics, source_loss, "recalibration"),
-            "Training and validation loss during recalibration, with no positional embedding.",
-        )
-    ]
-    if results is not None:
-        lengths = (
-            ("recall", "Recall of facts from the context, with one standard error,"),
-            ("loss", "Loss on held-out text"),
-        )
-        made = [
-            *(
-                (f"{task}_by_length", plots.length_plot(results, task, task), f"{what} against the context length.")
-                for task, what in lengths
-            ),
-            *made,
-            (
-                "loss_by_position",
-                plots.position_plot(results, "position"),
-                "Loss on held-out text along the position, at the longest evaluated length.",
-            ),
-        ]
-    for name, svg, caption in made:
-        if svg is not None:
-            yield name, svg, caption
+            training_plots.recalibration_plot(metrics, source_loss, drop, "recalibration"),
+            f"Training and validation loss during recalibration, {embedding_in_words(settings)}.",
+        ),
+        (
+            "validation_by_length",
+            training_plots.lengths_plot(metrics, "validation_loss", drop, "validation"),
+            "Loss on held-out rows of the training length and of multiples of it, during training.",
+        ),
+        (
+            "validation_by_position",
+            training_plots.final_position_plot(data.positions, data.recipe.data.row_length, "validation-position"),
+            "Loss on held-out rows along the position, at the end of training.",
+        ),
+        (
+            "recall_probe",
+            training_plots.lengths_plot(metrics, "recall", drop, "probe"),
+            "Share of a repeated sequence of random tokens that the model gives a probability above 1/2.",
+        ),
+        (
+            "optimization",
+            training_plots.optimization_plot(metrics.get("recalibration", []), settings.gradient_clip, "optimization"),
+            "Gradient norm before clipping, and the learning rate, during recalibration.",
+        ),
+    )
+    yield from ((name, svg, caption) for name, svg, caption in made if svg is not None)
+
+
+def embedding_in_words(settings: RecalibrationConfig) -> str:
+    """What the trained model told positions by."""
+    if settings.position_embedding == "rope":
+        return "with RoPE kept"
+    if settings.drop_at_step is None:
+        return "with no positional embedding"
+    return f"with RoPE up to step {settings.drop_at_step:,} and without positional embedding from there"
 
 
 def tabulate(results: Results) -> Iterator[tuple[str, tables.Table]]:

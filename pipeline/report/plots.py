@@ -1,4 +1,4 @@
-"""The plots as SVG text: the same input gives the same bytes, nothing refers to the network."""
+"""The plots of the evaluation as SVG text: the same input gives the same bytes, nothing refers to the network."""
 
 import io
 import re
@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from eval.results import Results, Score
-from pipeline.report.inputs import Metrics
 from pipeline.report.variants import LOOKS, Look, in_order
 
 _STYLE = {
@@ -31,17 +30,15 @@ _STYLE = {
     "legend.fontsize": 9,
     "figure.constrained_layout.use": True,
 }
-_styled = matplotlib.style.context(("default", _STYLE))
+styled = matplotlib.style.context(("default", _STYLE))
 """Decorates whatever draws: matplotlib's own defaults and the above, whatever the user's matplotlibrc says."""
 _SIZE = (4.9, 3.9)
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-_MOST_POINTS = 400
-"""Points of a training curve; a longer one is averaged, so that a page stays small after 100,000 steps."""
 _DODGE = 0.035
 """Shift between variants in octaves, so that error bars do not hide each other."""
 
 
-@_styled
+@styled
 def length_plot(results: Results, task: str, name: str) -> str | None:
     """Loss or recall against the context factor (log2), with the tokens; None where the task was not evaluated."""
     scores = [score for score in results.scores if score.task == task]
@@ -102,51 +99,7 @@ def label_lengths(axes: Axes, results: Results) -> None:
     axes.set_xlabel("context length (times the training length; tokens)")
 
 
-@_styled
-def recalibration_plot(metrics: dict[str, Metrics], source_loss: float | None, name: str) -> str | None:
-    """Training and validation loss of DroPE against tokens, the control's validation loss, the source's loss at 1x."""
-    lines = metrics.get("recalibration")
-    if not lines:
-        return None
-    figure, axes = new_figure("Recalibration")
-    drope, control = LOOKS["drope"], LOOKS["control"]
-    tokens, losses, averaged = thin([(m["tokens"], m["loss"]) for m in lines if "loss" in m])
-    label = "DroPE, training" + (f" ({averaged}-step mean)" if averaged > 1 else "")
-    axes.plot(tokens, losses, color=drope.color, alpha=0.45, linewidth=1, label=label)
-    curves = [("DroPE, validation", drope, lines), ("Control, validation", control, metrics.get("control"))]
-    for label, look, found in curves:
-        if points := validations(found or []):
-            axes.plot(*zip(*points, strict=True), markersize=4, **line(look) | {"label": label})
-    if source_loss is not None:
-        rope = LOOKS["rope"]
-        axes.axhline(source_loss, color=rope.color, linestyle=":", linewidth=1.6, label="RoPE source at 1x")
-    label_tokens(axes, max(m.get("tokens", 0) for m in lines))
-    axes.set_ylabel("loss (nats per token)")
-    return render(figure, name)
-
-
-def validations(lines: Metrics) -> list[tuple[float, float]]:
-    """Tokens and validation loss; the line of step 0 has no tokens yet."""
-    return [(m.get("tokens", 0), m["validation_loss"]) for m in lines if "validation_loss" in m]
-
-
-def thin(points: list[tuple[float, float]]) -> tuple[list[float], list[float], int]:
-    """At most 400 points, each the mean of as many neighbours; also how many that were."""
-    size = max(1, -(-len(points) // _MOST_POINTS))
-    groups = [np.mean(points[start : start + size], axis=0) for start in range(0, len(points), size)]
-    return [float(x) for x, _ in groups], [float(y) for _, y in groups], size
-
-
-def label_tokens(axes: Axes, most: float) -> None:
-    """Token counts with their unit in the axis' label, so that ticks stay short."""
-    unit, word = next(
-        ((u, w) for u, w in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")) if most >= u), (1, "")
-    )
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / unit:g}")
-    axes.set_xlabel(f"training tokens{f' ({word})' if word else ''}")
-
-
-@_styled
+@styled
 def position_plot(results: Results, name: str) -> str | None:
     """Loss along the position at the longest length; None where there are no curves."""
     if not results.curves:
@@ -163,17 +116,22 @@ def position_plot(results: Results, name: str) -> str | None:
                     curve.loss,
                     **line(LOOKS[variant]) | {"marker": "", "linewidth": LOOKS[variant].width * 0.8},
                 )
-    axes.axvline(results.training_length, color="#777777", linestyle=":", linewidth=1.4, label="Training length")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.set_xlabel(f"position in rows of {longest:,} tokens")
-    axes.set_ylabel("loss (nats per token)")
+    label_positions(axes, longest, results.training_length)
     return render(figure, name)
+
+
+def label_positions(axes: Axes, length: int, training_length: int) -> None:
+    """Loss against the position in rows of `length` tokens; a line where rows ended in training."""
+    axes.axvline(training_length, color="#777777", linestyle=":", linewidth=1.4, label="Training length")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel(f"position in rows of {length:,} tokens")
+    axes.set_ylabel("loss (nats per token)")
 
 
 def render(figure: Figure, name: str) -> str:
     """The figure as SVG, its legend below the plot; ids begin with `name`, so that several fit into one page."""
     buffer = io.StringIO()
-    entries = len(figure.axes[0].get_legend_handles_labels()[0])
+    entries = sum(len(axes.get_legend_handles_labels()[0]) for axes in figure.axes)
     figure.legend(loc="outside lower center", ncols=min(4, -(-entries // 2)), handlelength=2.4, columnspacing=1.4)
     figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
     text = re.sub(r'\bid="', f'id="{name}-', buffer.getvalue())

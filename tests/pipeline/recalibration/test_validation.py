@@ -21,14 +21,8 @@ from pipeline.errors import RecipeError
 from pipeline.processes import torchrun
 from pipeline.recalibration import recall_probe
 from pipeline.recalibration.config import RecalibrationConfig
-from pipeline.recalibration.validation import (
-    Measured,
-    check_validation,
-    held_out_rows,
-    position_sums,
-    read_validation,
-    write_validation,
-)
+from pipeline.recalibration.measured import Measured, read_validation, write_validation
+from pipeline.recalibration.validation import check_validation, held_out_rows, position_sums
 from tests.pipeline.recalibration.induction import VOCAB, write_induction_model
 
 EOS, ROW, LR = 1, 32, 3e-3

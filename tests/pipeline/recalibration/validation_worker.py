@@ -42,7 +42,8 @@ def measure(case: dict) -> dict:
     from pipeline.recalibration.engine import build_engine
     from pipeline.recalibration.layer_numbers import LayerWatch
     from pipeline.recalibration.loss import loss_factor, share_of_loss
-    from pipeline.recalibration.validation import Validation, write_validation
+    from pipeline.recalibration.measured import write_validation
+    from pipeline.recalibration.validation import Validation
 
     config = RecalibrationConfig.model_validate(case["config"])
     folder, shards = Path(case["shards"]), ShardSet.load(Path(case["shards"]))

@@ -11,6 +11,7 @@ import pytest
 from eval.config import EvaluationConfig
 from eval.results import Curve, Results, Score
 from pipeline.manifest import Manifest, describe_outputs
+from pipeline.recalibration.measured import Measured, write_validation
 from pipeline.recalibration.metrics import Metrics
 from pipeline.recipe import Recipe, write_recipe
 from pipeline.stages import STAGES
@@ -49,6 +50,9 @@ class Run:
     control: bool = False
     harness: bool = False
     curves: bool = True
+    validation_lengths: tuple[int, ...] = (1,)
+    probe: bool = False
+    skips: bool = False
     stages: tuple[str, ...] = ("data", "surgery", "recalibration", "control", "export", "evaluation")
     report: dict[str, str] = field(default_factory=dict)
     steps: int = 60
@@ -109,6 +113,8 @@ class Run:
                     "lr": 1e-3,
                     "precision": "fp32",
                     "control": self.control,
+                    "validation_lengths": self.validation_lengths,
+                    "recall_samples": 8 if self.probe else 0,
                 },
                 "evaluation": evaluation,
                 "report": self.report,
@@ -129,17 +135,35 @@ class Run:
         return {"parameters": 655_872, "layout_digest": "cd" * 32, "verification": verification}
 
     def write_recalibration(self, folder: Path, recipe: Recipe) -> dict[str, Any]:
+        """Losses fall to `end`; with `skips` the updates of steps 20 and 21 were not made, one of a loss of NaN."""
         start, end = (4.6, 2.16) if folder.name == "recalibration" else (2.1, 2.06)
         with Metrics(folder, done=0, steps=self.steps, description=folder.name) as metrics:
-            metrics.write(0, {"validation_loss": start})
+            metrics.write(0, self.validate(folder, 0, start))
             for step in range(1, self.steps + 1):
                 value = end + (start - end) * 0.93**step
                 numbers = {"loss": value + 0.02 * (-1) ** step, "lr": 1e-3, "grad_norm": 0.8, "tokens": step * 512}
-                numbers["tokens_per_second"] = 9000.0
+                numbers |= {"step_seconds": 0.05, "tokens_per_second": 9000.0, "attention_logit_max": [7.0, 9.5]}
+                if self.skips and step in (20, 21):
+                    loss, norm = (float("nan"), float("nan")) if step == 20 else (95.0, 812.0)
+                    numbers |= {"loss": loss, "grad_norm": norm, "skipped": "not finite"}
                 if step % max(1, self.steps // 6) == 0 or step == self.steps:
-                    numbers["validation_loss"] = value
+                    numbers |= self.validate(folder, step, value)
                 metrics.write(step, numbers)
-        return {"steps": self.steps, "tokens": self.steps * 512, "processes": 2, "final_loss": end}
+        facts = {"steps": self.steps, "tokens": self.steps * 512, "processes": 2, "final_loss": end}
+        return facts | {"updates_skipped": 2, "rollbacks": 1} if self.skips else facts
+
+    def validate(self, folder: Path, step: int, loss: float) -> dict[str, float]:
+        """One validation: longer rows are worse for the control, and recall grows with the steps."""
+        worse = 0.05 if folder.name == "recalibration" else 0.6
+        longest = max(self.validation_lengths)
+        measured = Measured(
+            losses={n: loss + worse * (n - 1) for n in self.validation_lengths},
+            recalls={n: step / (step + 20 * n) for n in self.validation_lengths} if self.probe else {},
+            longest=longest * CONTEXT,
+            by_position=[loss + worse * part * longest / 16 for part in range(15)] + [float("nan")],
+        )
+        write_validation(folder, step, measured)
+        return measured.scalars()
 
     write_control = write_recalibration
 
@@ -234,5 +258,6 @@ def run(tmp_path: Path) -> Run:
 def full(run: Run) -> Run:
     """A run with everything that a run can have."""
     run.variants, run.control, run.harness = ALL, True, True
+    run.validation_lengths, run.probe, run.skips = (1, 2, 4), True, True
     run.report = {"title": "DroPE on facts", "notes": "A small model.\nSecond line."}
     return run

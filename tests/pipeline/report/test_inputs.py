@@ -15,6 +15,20 @@ def test_whole_run(full) -> None:
     assert data.notices == ()
     assert data.results == full.results(full.recipe().evaluation)
     assert [len(lines) for lines in data.metrics.values()] == [61, 61]
+    assert list(data.positions) == ["recalibration", "control"]
+    at_the_end = data.positions["recalibration"]
+    assert (at_the_end.length, len(at_the_end.losses), at_the_end.losses[-1]) == (256, 16, None)
+    assert at_the_end.losses[0] == data.metrics["recalibration"][-1]["validation_loss"]
+
+
+def test_trainings_of_earlier_versions_have_no_positions(full) -> None:
+    recipe = full.build()
+    for name in ("recalibration", "control"):
+        (full.folder / name / "validation.jsonl").unlink()
+        manifest = Manifest.load(full.folder / name)
+        outputs = tuple(output for output in manifest.outputs if output.path != "validation.jsonl")
+        manifest.model_copy(update={"outputs": outputs}).save(full.folder / name)
+    assert read_run(recipe, full.folder).positions == {}
 
 
 def test_scores_without_a_manifest_are_not_shown(run) -> None:
@@ -41,12 +55,15 @@ def test_a_missing_harness_task_is_partial(full) -> None:
     assert data.results is None and "7 scores are missing, the first is winogrande of rope at 1x" in data.notices[0]
 
 
-@pytest.mark.parametrize("name", ["evaluation/results.json", "recalibration/metrics.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["evaluation/results.json", "recalibration/metrics.jsonl", "recalibration/validation.jsonl"]
+)
 def test_a_changed_file_is_refused(run, name: str) -> None:
     recipe = run.build()
     path = run.folder / name
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace("0.81", "0.99").replace("9000.0", "9000.1"), encoding="utf-8")
+    changed = text.replace("0.81", "0.99").replace("9000.0", "9000.1").replace("null", "0.00")
+    path.write_text(changed, encoding="utf-8")
     assert path.stat().st_size == len(text)
     with pytest.raises(RecipeError, match=f"{name}: gone or changed since the stage was complete; remove"):
         read_run(recipe, run.folder)

@@ -98,7 +98,7 @@ def test_the_page_needs_nothing_but_itself(full) -> None:
 def test_plots_are_in_the_page_with_axes_and_units(full) -> None:
     _, page = report(full)
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert len(drawings) == 4
+    assert len(drawings) == 8
     assert all(a["aria-label"] and a["viewbox"] and "width" not in a and "height" not in a for a in drawings)
     text = page.text("text") + page.text("tspan")
     for words in (
@@ -106,6 +106,9 @@ def test_plots_are_in_the_page_with_axes_and_units(full) -> None:
         *("loss (nats per token)", "context length (times the training length; tokens)", "Chance", "Training length"),
         *("Recalibration", "training tokens (thousands)", "Control, validation", "RoPE source at 1x"),
         *("Loss along the position at 8x", "position in rows of 512 tokens", "YaRN", "DroPE scaled"),
+        *("Validation loss by length", "Control 4x", "Validation loss along the position at 4x"),
+        *("position in rows of 256 tokens", "Recall probe during training", "repeated tokens recalled (share)"),
+        *("Gradient norm and learning rate", "global gradient norm", "Clipped above", "Update skipped"),
     ):
         assert words in text
 
@@ -157,7 +160,8 @@ def test_comparison_verification_lineage_and_numbers(full) -> None:
         ["1.7e-07", "1.0e-04", "passed"],
     ]
     words = page.text("dd")
-    for number in ("655,872", "30,720 tokens in 60 steps on 2 processes", "facts-600k", "recalibration 2 min 20 s"):
+    trained = "30,720 tokens in 60 steps on 2 processes, 2 updates skipped, went back once"
+    for number in ("655,872", trained, "facts-600k", "recalibration 2 min 20 s"):
         assert number in words
     assert [t for where, t in page.texts if where == "b" and t.isalpha()] == [
         *("data", "surgery", "recalibration", "control", "export", "evaluation")
@@ -184,7 +188,8 @@ def test_absent_parts_leave_no_trace(run) -> None:
     run.recall = run.curves = False
     folder, page = report(run)
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("comparison.csv", "loss_by_length.csv", "loss_by_length.svg", "recalibration.svg", "report.html")
+        *("comparison.csv", "loss_by_length.csv", "loss_by_length.svg", "optimization.svg", "recalibration.svg"),
+        *("report.html", "validation_by_position.svg"),
     ]
     assert set(page.tables) == {"comparison", "loss_by_length", "verification", "versions"}
     everything = "".join(text for where, text in page.texts if where not in ("style", "pre"))
@@ -194,7 +199,8 @@ def test_absent_parts_leave_no_trace(run) -> None:
 def test_only_trained_so_far(run) -> None:
     run.stages = ("data", "surgery", "recalibration")
     folder, page = report(run)
-    assert {path.name for path in folder.iterdir()} == {"recalibration.svg", "report.html"}
+    plots = {"recalibration.svg", "optimization.svg", "validation_by_position.svg"}
+    assert {path.name for path in folder.iterdir()} == plots | {"report.html"}
     assert "Not complete and therefore left out: export, evaluation." in page.text("p")
     assert set(page.tables) == {"verification", "versions"}
 

@@ -14,23 +14,6 @@ def test_variants_can_be_told_apart() -> None:
     assert LOOKS["drope"].width == max(look.width for look in LOOKS.values())
 
 
-def test_a_long_training_is_averaged_without_losing_its_mean() -> None:
-    points = [(float(step), step % 7 + 0.5) for step in range(1, 120_001)]
-    tokens, losses, averaged = plots.thin(points)
-    assert (len(tokens), averaged) == (400, 300)
-    assert sum(losses) / 400 == pytest.approx(sum(loss for _, loss in points) / 120_000)
-    assert tokens[0] == 150.5
-    assert plots.thin(points[:400]) == ([x for x, _ in points[:400]], [y for _, y in points[:400]], 1)
-
-
-def test_the_validation_before_the_first_step_is_at_no_tokens() -> None:
-    lines = [{"step": 0, "validation_loss": 4.5}, {"step": 1, "loss": 4.0, "tokens": 512}]
-    assert plots.validations([*lines, {"step": 2, "loss": 3.0, "tokens": 1024, "validation_loss": 3.5}]) == [
-        (0, 4.5),
-        (1024, 3.5),
-    ]
-
-
 def test_curves_lie_where_the_scores_say(run) -> None:
     """Heights in the drawing are proportional to the losses, and lengths are one octave apart."""
     results = run.results(run.recipe().evaluation)
@@ -45,10 +28,6 @@ def test_curves_lie_where_the_scores_say(run) -> None:
     scale = (points[3][1] - points[0][1]) / (losses[3] - losses[0])
     assert [(y - points[0][1]) / scale for _, y in points] == pytest.approx([v - losses[0] for v in losses], abs=1e-3)
     assert scale < 0  # up is more
-
-
-def test_nothing_to_draw() -> None:
-    assert plots.recalibration_plot({}, 2.0, "recalibration") is None
 
 
 def test_a_description_is_escaped_and_the_page_sets_the_size() -> None:

@@ -1,0 +1,173 @@
+"""The plots of the training as SVG text, from the lines that it wrote while it ran."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+
+from pipeline.report.inputs import Metrics, Positions
+from pipeline.report.plots import label_positions, line, new_figure, render, styled
+from pipeline.report.variants import LOOKS, Look
+
+_MOST_POINTS = 400
+"""Points of a training curve; a longer one is averaged, so that a page stays small after 100,000 steps."""
+_TRAININGS = {"recalibration": LOOKS["drope"], "control": LOOKS["control"]}
+_GREY = "#777777"
+
+
+@styled
+def recalibration_plot(
+    metrics: dict[str, Metrics], source_loss: float | None, dropped_after: int | None, name: str
+) -> str | None:
+    """Training and validation loss of DroPE against tokens, the control's validation loss, the source's loss at 1x.
+
+    `dropped_after`: the last step with RoPE, where the run dropped it on its way.
+    """
+    lines = metrics.get("recalibration")
+    if not lines:
+        return None
+    figure, axes = new_figure("Recalibration")
+    drope = LOOKS["drope"]
+    tokens, losses, averaged = thin(points(lines, "loss"))
+    label = f"DroPE, training{mean_of(averaged)}"
+    axes.plot(tokens, losses, color=drope.color, alpha=0.45, linewidth=1, label=label)
+    for stage, look in _TRAININGS.items():
+        if found := points(metrics.get(stage, []), "validation_loss"):
+            axes.plot(*zip(*found, strict=True), markersize=4, **line(look) | {"label": f"{look.label}, validation"})
+    if source_loss is not None:
+        rope = LOOKS["rope"]
+        axes.axhline(source_loss, color=rope.color, linestyle=":", linewidth=1.6, label="RoPE source at 1x")
+    mark_events(axes, lines, dropped_after)
+    label_tokens(axes, lines)
+    axes.set_ylabel("loss (nats per token)")
+    return render(figure, name)
+
+
+@styled
+def lengths_plot(metrics: dict[str, Metrics], quantity: str, dropped_after: int | None, name: str) -> str | None:
+    """Validation loss or recall ("validation_loss", "recall") against tokens, a line for every length.
+
+    None where it was measured at no length beyond that of the training (loss), or at none at all (recall).
+    """
+    lines = metrics.get("recalibration", [])
+    keys = {factor: key_of(quantity, factor) for factor in factors(lines, quantity)}
+    if not keys or (quantity == "validation_loss" and list(keys) == [1]):
+        return None
+    recall = quantity == "recall"
+    figure, axes = new_figure("Recall probe during training" if recall else "Validation loss by length")
+    for stage, look in _TRAININGS.items():
+        for place, (factor, key) in enumerate(keys.items()):
+            if found := points(metrics.get(stage, []), key):
+                drawn = line(look) | {"label": f"{look.label} {factor}x", "linewidth": 0.6 * look.width}
+                drawn["color"] = lightened(look, (place + 1) / len(keys))
+                axes.plot(*zip(*found, strict=True), markersize=4, **drawn)
+    mark_events(axes, lines, dropped_after)
+    label_tokens(axes, lines)
+    axes.set_ylabel("repeated tokens recalled (share)" if recall else "loss (nats per token)")
+    if recall:
+        axes.set_ylim(-0.03, 1.04)
+    return render(figure, name)
+
+
+@styled
+def final_position_plot(positions: dict[str, Positions], training_length: int, name: str) -> str | None:
+    """Loss along the position at the longest validated length, when the training was over."""
+    if not positions:
+        return None
+    longest = max(found.length for found in positions.values())
+    figure, axes = new_figure(f"Validation loss along the position at {longest // training_length}x")
+    for stage, look in _TRAININGS.items():
+        found = positions.get(stage)
+        if found is not None and found.length == longest:
+            parts = len(found.losses)
+            middles = [(place + 0.5) * longest / parts for place in range(parts)]
+            axes.plot(middles, as_floats(found.losses), markersize=4, **line(look))
+    label_positions(axes, longest, training_length)
+    return render(figure, name)
+
+
+@styled
+def optimization_plot(lines: Metrics, gradient_clip: float, name: str) -> str | None:
+    """Gradient norm before clipping (left, logarithmic) and learning rate (right) against tokens."""
+    norms, rates = points(lines, "grad_norm"), points(lines, "lr")
+    if not norms or not rates:
+        return None
+    figure, axes = new_figure("Gradient norm and learning rate")
+    tokens, values, averaged = thin(norms)
+    label = f"Gradient norm{mean_of(averaged)}"
+    axes.plot(tokens, values, color=LOOKS["drope"].color, linewidth=1, label=label)
+    axes.axhline(gradient_clip, color=_GREY, linestyle=":", linewidth=1.4, label="Clipped above")
+    axes.set_yscale("log")
+    axes.set_ylabel("global gradient norm")
+    right = axes.twinx()
+    right.spines["right"].set_visible(True)
+    right.grid(visible=False)
+    tokens, values, _ = thin(rates)
+    right.plot(tokens, values, color=LOOKS["yarn"].color, linewidth=1.4, linestyle="--", label="Learning rate")
+    right.set_ylim(bottom=0)
+    right.set_ylabel("learning rate")
+    mark_events(axes, lines, None)
+    label_tokens(axes, lines)
+    return render(figure, name)
+
+
+def points(lines: Metrics, name: str) -> list[tuple[float, float]]:
+    """Tokens and a number, where it was measured and finite, of updates that were made; step 0 has no tokens yet."""
+    return [
+        (line.get("tokens", 0), line[name])
+        for line in lines
+        if line.get(name) is not None and not ("skipped" in line and name in ("loss", "grad_norm"))
+    ]
+
+
+def thin(found: list[tuple[float, float]]) -> tuple[list[float], list[float], int]:
+    """At most 400 points, each the mean of as many neighbours; also how many that were."""
+    size = max(1, -(-len(found) // _MOST_POINTS))
+    groups = [np.mean(found[start : start + size], axis=0) for start in range(0, len(found), size)]
+    return [float(x) for x, _ in groups], [float(y) for _, y in groups], size
+
+
+def mean_of(averaged: int) -> str:
+    """What a label adds where each point is the mean of several steps."""
+    return f" ({averaged}-step mean)" if averaged > 1 else ""
+
+
+def key_of(quantity: str, factor: int) -> str:
+    """The name in metrics.jsonl of a quantity at a multiple of the training length."""
+    return quantity if (quantity, factor) == ("validation_loss", 1) else f"{quantity}_{factor}x"
+
+
+def factors(lines: Metrics, quantity: str) -> list[int]:
+    """The multiples of the training length at which a quantity was measured, in order."""
+    names = {name for line in lines for name in line}
+    found = [name.removeprefix(f"{quantity}_")[:-1] for name in names if name.startswith(f"{quantity}_")]
+    return sorted([*map(int, found), *([1] if quantity in names else [])])
+
+
+def lightened(look: Look, share: float) -> str:
+    """The look's colour for a share of 1, whiter for less: longer rows are drawn darker."""
+    return to_hex([1 - (1 - value) * (0.35 + 0.65 * share) for value in to_rgb(look.color)])
+
+
+def as_floats(values: tuple[float | None, ...]) -> list[float]:
+    """Gaps where there is no number."""
+    return [float("nan") if value is None else value for value in values]
+
+
+def mark_events(axes: Axes, lines: Metrics, dropped_after: int | None) -> None:
+    """Marks at the bottom for updates that were skipped, and a line where the positional embedding was dropped."""
+    if skipped := [line["tokens"] for line in lines if "skipped" in line]:
+        where = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.plot(skipped, [0.015] * len(skipped), "|", color="#000000", markersize=8, label="Update skipped", **where)
+    dropped = [line["tokens"] for line in lines if line["step"] == dropped_after]
+    if dropped and dropped_after:
+        axes.axvline(dropped[0], color=_GREY, linestyle="-.", linewidth=1.4, label="Embedding dropped")
+
+
+def label_tokens(axes: Axes, lines: Metrics) -> None:
+    """Token counts with their unit in the axis' label, so that ticks stay short."""
+    most = max(line.get("tokens", 0) for line in lines)
+    unit, word = next(
+        ((u, w) for u, w in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")) if most >= u), (1, "")
+    )
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / unit:g}")
+    axes.set_xlabel(f"training tokens{f' ({word})' if word else ''}")
