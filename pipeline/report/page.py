@@ -136,6 +136,11 @@ def draw_training(data: RunData) -> Iterator[Drawn]:
             f"Training and validation loss during recalibration, {embedding_in_words(settings)}.",
         ),
         (
+            "optimization",
+            training_plots.optimization_plot(metrics.get("recalibration", []), settings.gradient_clip, "optimization"),
+            "Gradient norm before clipping, and the learning rate, during recalibration.",
+        ),
+        (
             "validation_by_length",
             training_plots.lengths_plot(metrics, "validation_loss", drop, "validation"),
             "Loss on held-out rows of the training length and of multiples of it, during training.",
@@ -149,11 +154,6 @@ def draw_training(data: RunData) -> Iterator[Drawn]:
             "recall_probe",
             training_plots.lengths_plot(metrics, "recall", drop, "probe"),
             "Share of a repeated sequence of random tokens that the model gives a probability above 1/2.",
-        ),
-        (
-            "optimization",
-            training_plots.optimization_plot(metrics.get("recalibration", []), settings.gradient_clip, "optimization"),
-            "Gradient norm before clipping, and the learning rate, during recalibration.",
         ),
     )
     yield from ((name, svg, caption) for name, svg, caption in made if svg is not None)

@@ -36,7 +36,8 @@ def recalibration_plot(
     if source_loss is not None:
         rope = LOOKS["rope"]
         axes.axhline(source_loss, color=rope.color, linestyle=":", linewidth=1.6, label="RoPE source at 1x")
-    mark_events(axes, lines, dropped_after)
+    mark_skipped(axes, lines)
+    mark_drop(axes, lines, dropped_after)
     label_tokens(axes, lines)
     axes.set_ylabel("loss (nats per token)")
     return render(figure, name)
@@ -54,13 +55,13 @@ def lengths_plot(metrics: dict[str, Metrics], quantity: str, dropped_after: int 
         return None
     recall = quantity == "recall"
     figure, axes = new_figure("Recall probe during training" if recall else "Validation loss by length")
-    for stage, look in _TRAININGS.items():
-        for place, (factor, key) in enumerate(keys.items()):
+    for place, (factor, key) in enumerate(keys.items()):
+        for stage, look in _TRAININGS.items():
             if found := points(metrics.get(stage, []), key):
                 drawn = line(look) | {"label": f"{look.label} {factor}x", "linewidth": 0.6 * look.width}
                 drawn["color"] = lightened(look, (place + 1) / len(keys))
                 axes.plot(*zip(*found, strict=True), markersize=4, **drawn)
-    mark_events(axes, lines, dropped_after)
+    mark_drop(axes, lines, dropped_after)
     label_tokens(axes, lines)
     axes.set_ylabel("repeated tokens recalled (share)" if recall else "loss (nats per token)")
     if recall:
@@ -105,7 +106,7 @@ def optimization_plot(lines: Metrics, gradient_clip: float, name: str) -> str | 
     right.plot(tokens, values, color=LOOKS["yarn"].color, linewidth=1.4, linestyle="--", label="Learning rate")
     right.set_ylim(bottom=0)
     right.set_ylabel("learning rate")
-    mark_events(axes, lines, None)
+    mark_skipped(axes, lines)
     label_tokens(axes, lines)
     return render(figure, name)
 
@@ -153,14 +154,17 @@ def as_floats(values: tuple[float | None, ...]) -> list[float]:
     return [float("nan") if value is None else value for value in values]
 
 
-def mark_events(axes: Axes, lines: Metrics, dropped_after: int | None) -> None:
-    """Marks at the bottom for updates that were skipped, and a line where the positional embedding was dropped."""
+def mark_skipped(axes: Axes, lines: Metrics) -> None:
+    """Marks at the bottom for updates that were skipped."""
     if skipped := [line["tokens"] for line in lines if "skipped" in line]:
         where = {"transform": axes.get_xaxis_transform(), "clip_on": False}
         axes.plot(skipped, [0.015] * len(skipped), "|", color="#000000", markersize=8, label="Update skipped", **where)
-    dropped = [line["tokens"] for line in lines if line["step"] == dropped_after]
-    if dropped and dropped_after:
-        axes.axvline(dropped[0], color=_GREY, linestyle="-.", linewidth=1.4, label="Embedding dropped")
+
+
+def mark_drop(axes: Axes, lines: Metrics, dropped_after: int | None) -> None:
+    """A line after the last step with RoPE, where the run dropped it on its way."""
+    for tokens in (found["tokens"] for found in lines if found["step"] == dropped_after):
+        axes.axvline(tokens, color=_GREY, linestyle="-.", linewidth=1.4, label="RoPE dropped")
 
 
 def label_tokens(axes: Axes, lines: Metrics) -> None:

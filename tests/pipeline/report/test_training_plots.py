@@ -50,7 +50,7 @@ def test_every_length_of_both_trainings_is_drawn(full) -> None:
     for svg in (loss, recall):
         shown = texts(svg)
         assert {f"{name} {factor}x" for name in ("DroPE", "Control") for factor in (1, 2, 4)} <= set(shown)
-        assert "Embedding dropped" in shown
+        assert "RoPE dropped" in shown
         assert LOOKS["drope"].color in svg and plots.lightened(LOOKS["drope"], 1 / 3) in svg
     assert len({plots.lightened(LOOKS["drope"], share) for share in (1 / 3, 2 / 3, 1)}) == 3
 
