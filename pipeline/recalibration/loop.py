@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 
 import deepspeed
 import torch
-from megatron.core import parallel_state
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from data_prep.artifact import ShardSet
-from data_prep.rows import Rows, build_rows
+from data_prep.rows import build_rows
 from model_surgery.layout import Layout
 from pipeline.recalibration import going_back
-from pipeline.recalibration.batches import Batch, ReadAhead, micro_batches, read_rows
+from pipeline.recalibration.batches import Batch, ReadAhead, micro_batches
 from pipeline.recalibration.checkpoints.saving import Saver
 from pipeline.recalibration.checkpoints.state import DeepSpeedState
 from pipeline.recalibration.exchange import Report, Reports, exchange
@@ -23,7 +22,9 @@ from pipeline.recalibration.guard.rollbacks import Rollback, batch_of, lr_scale_
 from pipeline.recalibration.guard.spikes import Guard
 from pipeline.recalibration.guard.veto import install_veto
 from pipeline.recalibration.job import End, Job
-from pipeline.recalibration.loss import loss_factor, share_of_loss, summed_loss
+from pipeline.recalibration.layer_numbers import LayerWatch
+from pipeline.recalibration.loss import loss_factor, share_of_loss
+from pipeline.recalibration.measured import write_validation
 from pipeline.recalibration.metrics import Metrics, Value, read_metrics
 from pipeline.recalibration.outcome import save_outcome
 from pipeline.recalibration.phases import Phase, phase_of, phases
@@ -31,6 +32,7 @@ from pipeline.recalibration.schedule import lr_factor
 from pipeline.recalibration.signals import StopWish
 from pipeline.recalibration.start import Start, find_start, open_engine
 from pipeline.recalibration.usage import described, device_name, memory_bytes
+from pipeline.recalibration.validation import Validation
 
 
 def train(job: Job) -> End:
@@ -44,15 +46,16 @@ def train(job: Job) -> End:
     rollbacks = read_rollbacks(job.out_dir)
     start = find_start(job, rollbacks)
     phase = phase_of(start.step + 1, of_run)
-    rows = build_rows(
+    train_rows = build_rows(
         shards,
         job.shards,
         train_rows=of_run[-1].last * config.batch,
-        validation_rows=config.validation_rows,
+        validation_rows=0,
         mask_documents=config.mask_documents,
         cache_dir=job.out_dir / "row-index",
-    )
+    ).train
     engine = open_engine(job, layout, phase, start)
+    validation = Validation.build(config, shards, job.shards, job.out_dir / "row-index", engine.device)
     trained = layout.model_copy(
         update={"shape": phase.shape, "inserted_norms": phase.inserted_norms, "tensor_parallel": job.tensor_parallel}
     )
@@ -62,11 +65,12 @@ def train(job: Job) -> End:
     opened = Metrics(job.out_dir, **told) if is_first else None
     with opened or nullcontext() as metrics:
         sizes = {"steps": steps, "row_length": shards.row_length}
-        training = Training(job, trained, engine, rows, phase, **sizes, rollbacks=rollbacks, wish=wish, metrics=metrics)
+        decided = {"rollbacks": rollbacks, "wish": wish, "metrics": metrics}
+        training = Training(job, trained, engine, train_rows, validation, phase, **sizes, **decided)
         training.remember(start)
         end = training.run(start.step)
         if end.reason == "finished":
-            save_outcome(engine, job, trained, rows.validation, steps, training.tokens(steps), training.device)
+            save_outcome(engine, job, trained, validation.lengths[0].rows, steps, training.tokens(steps))
     wish.ignore()
     return end
 
@@ -79,7 +83,8 @@ class Training:
     layout: Layout
     """Shape, origin and TP degree of what is trained; not its tensors."""
     engine: deepspeed.DeepSpeedEngine
-    rows: Rows
+    rows: Dataset
+    validation: Validation
     phase: Phase
     steps: int
     row_length: int
@@ -96,6 +101,7 @@ class Training:
         self.guard = Guard(config.guard)
         self.saver = Saver(self.engine, self.job.checkpoints, config)
         self.veto = install_veto(self.engine, lambda norm: self.guard.judge(self.loss, norm))
+        self.watch = LayerWatch(self.engine.module, self.layout.shape)
         self.loss, self.saved_at, self.device = 0.0, time.monotonic(), self.engine.device
 
     def remember(self, start: Start) -> None:
@@ -121,6 +127,10 @@ class Training:
         """Steps `done` + 1 to the end of the phase, or to a reason to end before."""
         if done == 0:
             self.record(0, self.validate(0))
+        elif done == self.phase.first - 1:
+            found = self.validation.measure(self.engine).scalars()
+            if self.metrics:
+                self.metrics.event("dropped", done, **found)
         ahead = ReadAhead(self.read, done + 1, self.phase.last)
         for step in range(done + 1, self.phase.last + 1):
             if end := self.step(step, ahead):
@@ -130,17 +140,20 @@ class Training:
 
     def step(self, step: int, ahead: ReadAhead) -> End | None:
         """One step, its numbers, and what is due after it."""
-        began = time.perf_counter()
-        lr = self.job.config.lr * self.lr_share(step)
-        share = self.accumulate(ahead.take(step), lr)
+        began, config = time.perf_counter(), self.job.config
+        lr = config.lr * self.lr_share(step)
+        looks = bool(config.layer_numbers_every) and step % config.layer_numbers_every == 0
+        share = self.accumulate(ahead.take(step), lr, looks)
         reports = self.tell(share, ahead.waited)
         self.loss = reports.loss
         self.engine.step()  # the veto asks the guard
         self.guard.observe(self.loss, self.veto.norm, self.veto.reason is not None)
         numbers = self.numbers(step, lr, reports, time.perf_counter() - began)
+        if looks:
+            numbers |= self.watch.numbers()
         if self.saver.is_writing and reports.all_written:
             self.publish()
-        if step % self.job.config.validation_every == 0 or step == self.phase.last:
+        if step % config.validation_every == 0 or step == self.phase.last:
             numbers |= self.validate(step)
         if self.guard.must_go_back:
             self.record(step, numbers)
@@ -149,14 +162,14 @@ class Training:
         if due:
             numbers["checkpoint_pause_seconds"] = self.save(step)
         self.record(step, numbers)
-        if due and (reports.stop or not self.job.config.checkpoint_async):
+        if due and (reports.stop or not config.checkpoint_async):
             self.publish()
         return End(reason="stopped", step=step) if reports.stop and step < self.steps else None
 
     def read(self, step: int) -> list[Batch]:
         """This rank's micro batches of a step."""
         config, number = self.job.config, batch_of(step, self.rollbacks, self.steps)
-        return list(micro_batches(self.rows.train, number, config.batch, config.micro_batch, self.device))
+        return list(micro_batches(self.rows, number, config.batch, config.micro_batch, self.device))
 
     def lr_share(self, step: int) -> float:
         """Share of the peak learning rate: the schedule's, and what the guard has lowered it to."""
@@ -168,8 +181,11 @@ class Training:
         """Tokens read by the end of a step."""
         return step * self.job.config.batch * self.row_length
 
-    def accumulate(self, batches: list[Batch], lr: float) -> Tensor:
-        """Gradients of the global batch; a scalar whose mean over data-parallel ranks is its loss."""
+    def accumulate(self, batches: list[Batch], lr: float, looks: bool) -> Tensor:
+        """Gradients of the global batch; a scalar whose mean over data-parallel ranks is its loss.
+
+        `looks`: whether the numbers of layers are taken on the way.
+        """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         factor = loss_factor(batches)  # how much each counts depends on all of them
@@ -177,7 +193,8 @@ class Training:
         for batch in batches:
             if losses:
                 self.engine.step()  # within the accumulation it only counts
-            loss = share_of_loss(self.engine, batch, factor)
+            with self.watch if looks and not losses else nullcontext():
+                loss = share_of_loss(self.engine, batch, factor)
             self.engine.backward(loss)
             losses.append(loss.detach())
         return torch.stack(losses).mean()
@@ -233,12 +250,12 @@ class Training:
         return True
 
     def validate(self, step: int) -> dict[str, Value]:
-        """Numbers of a validation."""
-        found = {
-            "validation_loss": validate(self.engine, self.rows.validation, self.job.config.micro_batch, self.device)
-        }
-        self.note_validation(step, found)
-        return found
+        """Numbers of a validation, all of which stand in validation.jsonl."""
+        measured = self.validation.measure(self.engine)
+        if self.metrics:
+            write_validation(self.job.out_dir, step, measured)
+        self.note_validation(step, measured.scalars())
+        return measured.scalars()
 
     def is_due(self, step: int, reports: Reports) -> bool:
         """Whether a checkpoint is taken after this step; the trained layout stands for the last one."""
@@ -288,24 +305,3 @@ class Training:
         return going_back.go_back(
             self.job, step, self.guard.skips_in_a_row, self.rollbacks, self.veto.reason, self.metrics
         )
-
-
-def validate(engine: deepspeed.DeepSpeedEngine, rows: Dataset, micro_batch: int, device: torch.device) -> float:
-    """Mean loss over the held-out rows, nats per token; every data-parallel rank takes its share of them.
-
-    It is the loss that is trained: where documents are masked, they are masked here too and only counted tokens weigh.
-    """
-    engine.eval()
-    count, ranks = len(rows), parallel_state.get_data_parallel_world_size()
-    total = torch.zeros(2, dtype=torch.float64, device=device)
-    with torch.no_grad():
-        # Every rank makes the same number of passes (ZeRO-3 gathers weights in each); surplus rows do not count.
-        for start in range(0, count, micro_batch * ranks):
-            mine = start + parallel_state.get_data_parallel_rank() * micro_batch
-            indices = [index for index in range(mine, mine + micro_batch) if index < count]
-            found = summed_loss(engine, read_rows(rows, indices or [0], device))
-            if indices:
-                total += found
-    engine.train()
-    torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
-    return (total[0] / total[1]).item()

@@ -31,11 +31,3 @@ def share_of_loss(model: torch.nn.Module, batch: Batch, factor: Tensor | None) -
     """A micro batch's scalar, whose mean over micro batches and data-parallel ranks is the loss of the global batch."""
     losses = token_losses(model, batch.tokens, batch.labels, batch.documents)
     return losses.mean() if factor is None else (losses * batch.counted).sum() * factor
-
-
-def summed_loss(model: torch.nn.Module, batch: Batch) -> Tensor:
-    """Sum of the counted tokens' losses in nats, and their number: float64 [2]."""
-    losses = token_losses(model, batch.tokens, batch.labels, batch.documents).double()
-    if batch.counted is None:
-        return torch.stack([losses.sum(), torch.tensor(losses.numel(), device=losses.device)])
-    return torch.stack([(losses * batch.counted).sum(), batch.counted.sum().double()])

@@ -30,10 +30,9 @@ def save_outcome(
     validation: Dataset,
     steps: int,
     tokens: int,
-    device: torch.device,
 ) -> None:
     """Writes out_dir/probe.safetensors and out_dir/layout (fp32 weights); layout.json comes last."""
-    save_probe(engine, validation, job.out_dir / PROBE_FILE, device)
+    save_probe(engine, validation, job.out_dir / PROBE_FILE)
     parameters = dict(engine.module.named_parameters())
     is_first = torch.distributed.get_rank() == 0
     opened = LayoutWriter(job.out_dir / "layout", layout.shape, layout.tensor_parallel) if is_first else nullcontext()
@@ -65,14 +64,14 @@ def gather_slices(parameter: torch.nn.Parameter) -> list[Tensor]:
     return [piece.cpu() for piece in slices] if slices else []
 
 
-def save_probe(engine: deepspeed.DeepSpeedEngine, validation: Dataset, path: Path, device: torch.device) -> None:
+def save_probe(engine: deepspeed.DeepSpeedEngine, validation: Dataset, path: Path) -> None:
     """Tokens, labels and the trained model's loss of every token for a few held-out rows, each [rows, length].
 
     Attention is causal over the whole row even if documents were masked in training, for that is how the exported model
     reads the rows; so the losses of tokens after a row's first document are not those of training.
     """
     engine.eval()
-    rows = read_rows(validation, range(min(_PROBE_ROWS, len(validation))), device)
+    rows = read_rows(validation, range(min(_PROBE_ROWS, len(validation))), engine.device)
     with torch.no_grad():
         losses = token_losses(engine, rows.tokens, rows.labels)
     engine.train()

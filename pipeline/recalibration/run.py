@@ -18,6 +18,7 @@ from pipeline.recalibration.job import End, Job
 from pipeline.recalibration.metrics import read_events, read_metrics
 from pipeline.recalibration.phases import phases, refuse_unfit
 from pipeline.recalibration.schedule import warmup_steps
+from pipeline.recalibration.validation import check_validation
 from pipeline.recalibration.wandb_sync import check_wandb
 
 log = logging.getLogger(__name__)
@@ -64,8 +65,10 @@ def run(
 
 def check(job: Job) -> None:
     """Raises: RecipeError if the training cannot go on from the checkpoint that it would go on from."""
-    layout, row = Layout.load(job.layout), ShardSet.load(job.shards).row_length
+    layout, shards = Layout.load(job.layout), ShardSet.load(job.shards)
+    row = shards.row_length
     check_schedule(job.config, row)
+    check_validation(job.config, shards)
     check_wandb(job.config.wandb_project)
     branch = job.config.branch_from
     if checkpoint := newest(job.checkpoints) or branch:
