@@ -1,17 +1,21 @@
-"""Memory and arithmetic of a training run, from the model's shape alone: estimates, stated as such.
+"""Memory of a training run, from the model's shape and the settings alone: an estimate, stated as such.
 
 Weights, gradients and optimizer follow ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1); activations
-follow the bookkeeping of Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1) for a SwiGLU block with fused
-attention and no recomputation.
+follow the bookkeeping of Korthikanti et al. 2022 (arXiv:2205.05198, section 4) for the blocks as they are built here.
 """
 
 from dataclasses import dataclass
 
 from model_surgery.shape import ModelShape
+from pipeline.recalibration.config import RecalibrationConfig
 
 GIB = 1 << 30
 REDUCE_BUCKET = 200_000_000
 """Gradients that DeepSpeed collects before it sums them over ranks; it holds a buffer of that many."""
+_LIVE_AT_STAGE_3 = 1_000_000_000
+"""Weights that DeepSpeed's ZeRO 3 leaves gathered (stage3_max_live_parameters)."""
+_VALUE = {"fp32": 4, "bf16": 2}
+_FP32 = 4
 
 
 @dataclass(frozen=True)
@@ -21,65 +25,87 @@ class TrainingMemory:
     weights: int
     gradients: int
     optimizer: int
+    communication: int
+    """Gradients on their way between ranks, and weights that ZeRO 3 has gathered."""
     activations: int
-    logits: int
+    """Kept from the forward to the backward pass."""
+    working: int
+    """The largest of what lives for a moment: the logits and their softmax, or a layer's gradients."""
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        kept = self.weights + self.gradients + self.optimizer
+        return kept + self.communication + self.activations + self.working
 
 
 def training_memory(
-    shape: ModelShape,
-    *,
-    tensor_parallel: int,
-    data_parallel: int,
-    zero_stage: int,
-    bytes_per_value: int,
-    bytes_per_gradient: int = 4,
-    micro_batch: int,
-    length: int,
+    shape: ModelShape, config: RecalibrationConfig, *, tensor_parallel: int, length: int
 ) -> TrainingMemory:
-    """What one rank holds at the peak of a step.
+    """What one rank holds at the peak of a step; `config` has numbers for micro_batch and data_parallel.
 
-    `bytes_per_value` is 2 for bf16 and 4 for fp32; gradients are summed in fp32 in either.
+    `length`: tokens of a row. Not in it: what CUDA, NCCL and the allocator keep for themselves, one or two GiB.
     """
     shape = shape.padded(tensor_parallel)
-    parameters = shape.parameters // tensor_parallel
-    # AdamW's two moments and the master weights in fp32; DeepSpeed keeps masters beside fp32 weights too.
-    optimizer = parameters * 12
-    tokens = micro_batch * length
+    parameters, ranks, stage = shape.parameters // tensor_parallel, config.data_parallel, config.zero_stage
+    value, tokens = _VALUE[config.precision], config.micro_batch * length
+    layer = tokens * layer_bytes(shape, config, tensor_parallel=tensor_parallel, length=length)
+    # Of the feed-forward's gradients those of gate and up twice, as they are put together, and that of their product.
+    gradients_of_layer = tokens * 5 * shape.ffn // tensor_parallel * value
+    # The vocabulary slice in fp32 for the softmax, which becomes its own gradient, beside the logits in bf16.
+    logits = tokens * shape.vocab // tensor_parallel * (_FP32 + (value if value < _FP32 else 0))
+    recomputed = config.recompute == "full"
+    inputs = tokens * shape.hidden // _row_parts(config, tensor_parallel) * value
     return TrainingMemory(
-        weights=_shared(parameters * bytes_per_value, data_parallel, zero_stage >= 3),
-        gradients=_shared(parameters * bytes_per_gradient, data_parallel, zero_stage >= 2),
-        optimizer=_shared(optimizer, data_parallel, zero_stage >= 1),
-        activations=shape.layers * tokens * activation_values(shape, tensor_parallel) * bytes_per_value,
-        # The vocabulary slice in the working precision, and in fp32 for the softmax and its gradient.
-        logits=tokens * shape.vocab // tensor_parallel * (bytes_per_value + 8),
+        weights=_shared(parameters * value, ranks, stage >= 3),
+        gradients=_shared(parameters * _FP32, ranks, stage >= 2),
+        # AdamW's two moments and the master weights in fp32; DeepSpeed keeps masters beside fp32 weights too.
+        optimizer=_shared(parameters * 3 * _FP32, ranks, stage >= 1),
+        communication=_communication(parameters, value, stage),
+        activations=shape.layers * (inputs if recomputed else layer),
+        working=max(logits, gradients_of_layer + (layer if recomputed else 0)),
     )
 
 
-def activation_values(shape: ModelShape, tensor_parallel: int) -> int:
-    """Values that one layer keeps per token for its backward pass.
+def layer_bytes(shape: ModelShape, config: RecalibrationConfig, *, tensor_parallel: int, length: int) -> int:
+    """Bytes that one layer keeps per token for its backward pass.
 
-    Whole on every TP rank: the inputs and outputs of both norms (4 hidden). Split over TP: q, k, v and the attention's
-    output, gate, up, silu(gate) and their product; with norms of queries or keys what goes into these.
+    Whole on every TP rank but under sequence parallelism: what goes into both norms and into the matrices after them.
+    Split over TP: queries, keys, values and the attention's output; gate and up, and what is made of them. With
+    documents masked also the mask, in the working precision, whole on every rank.
+
+    By torch's kernels for GPUs. On a CPU its RMSNorm keeps the normed rows as well, in fp32: 8 bytes more per hidden
+    value in fp32, 12 in bf16.
     """
+    value = _VALUE[config.precision]
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    attention = 2 * queries + 2 * keys
-    attention += (queries if shape.q_norm != "none" else 0) + (keys if shape.k_norm != "none" else 0)
-    return 4 * shape.hidden + (attention + 4 * shape.ffn) // tensor_parallel
+    masked, grouped = config.mask_documents, shape.heads > shape.kv_heads
+    # Queries that share keys are copied out of their groups; under a mask keys are repeated for them.
+    attention = 3 * queries + 2 * keys if grouped and not masked else 2 * queries + 2 * max(queries, keys)
+    split = (attention + 3 * shape.ffn) * value + _norm_bytes(shape.q_norm, queries, value)
+    split += _norm_bytes(shape.k_norm, keys, value)
+    whole = 4 * shape.hidden * value // _row_parts(config, tensor_parallel)
+    return whole + split // tensor_parallel + (length * value if masked else 0)
 
 
-def training_flops(shape: ModelShape, *, tokens: int, length: int) -> float:
-    """Floating-point operations of forward and backward: 6 per weight and token, plus causal attention.
+def _communication(parameters: int, value: int, stage: int) -> int:
+    """Buffers that DeepSpeed fills during the backward pass, by its code and as measured.
 
-    Attention: 12 * layers * heads * head_dim * length per token, halved by the causal mask (Chowdhery et al. 2022,
-    arXiv:2204.02311, appendix B). Of the embeddings only the output head multiplies.
+    ZeRO 1: one bucket; in bf16 none, as it sums the fp32 gradients in place. ZeRO 2: a bucket and its copy for the
+    reduction. ZeRO 3: those, and the gathered weights.
     """
-    matrices = shape.parameters - (0 if shape.tied else shape.vocab * shape.hidden)
-    attention = 6 * shape.layers * shape.heads * shape.head_dim * length
-    return float(tokens) * (6 * matrices + attention)
+    bucket = min(parameters, REDUCE_BUCKET) * value
+    if stage == 1:
+        return bucket if value == _FP32 else 0
+    return 2 * bucket + (min(parameters, _LIVE_AT_STAGE_3) * value if stage == 3 else 0)
+
+
+def _norm_bytes(kind: str, width: int, value: int) -> int:
+    """What a norm of queries or keys adds per token: its result, and over all heads two steps on the way in fp32."""
+    return width * {"none": 0, "per_head": value, "full": 3 * _FP32}[kind]
+
+
+def _row_parts(config: RecalibrationConfig, tensor_parallel: int) -> int:
+    return tensor_parallel if config.sequence_parallel else 1
 
 
 def _shared(size: int, ranks: int, is_shared: bool) -> int:

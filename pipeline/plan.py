@@ -9,8 +9,11 @@ from model_surgery.qk_norm import with_qk_norm
 from model_surgery.shape import ModelShape
 from pipeline.checks import check_recipe, check_shapes
 from pipeline.manifest import Manifest
-from pipeline.memory import GIB, TrainingMemory, training_flops, training_memory
+from pipeline.memory import GIB, TrainingMemory
 from pipeline.model_source import plan_shape
+from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.recalibration.mfu import training_flops
+from pipeline.recalibration.ranks import device_memory, estimate, resolve
 from pipeline.recipe import Recipe
 from pipeline.run_local import is_complete
 from pipeline.stages import exported_models, stages_of
@@ -19,6 +22,8 @@ ASSUMED_PEAK_FLOPS = 989e12
 """Dense bf16 peak of one H100 or H200 (NVIDIA's datasheet)."""
 ASSUMED_MFU = 0.4
 """Share of the peak that the estimate of GPU-hours takes for granted."""
+ASSUMED_MEMORY = 80_000_000_000
+"""Bytes of a GPU for which micro_batch = auto is planned on a machine without one."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,11 @@ class Plan:
     shape_from: str
     padding: str
     """What is padded at the recipe's TP degree; empty where everything divides."""
-    gpus: int
+    tensor_parallel: int
+    training: RecalibrationConfig
+    """With numbers in place of auto."""
+    chosen_for: str
+    """What auto was resolved for; empty where nothing is auto."""
     steps: int
     tokens_per_step: int
     tokens: int
@@ -43,6 +52,10 @@ class Plan:
     disk: dict[str, int]
     unchecked: list[str]
 
+    @property
+    def gpus(self) -> int:
+        return self.tensor_parallel * self.training.data_parallel
+
     def as_dict(self) -> dict[str, Any]:
         """For programs: bytes are bytes, tokens are tokens."""
         assumptions = {"peak_flops_per_gpu": ASSUMED_PEAK_FLOPS, "mfu": ASSUMED_MFU}
@@ -50,6 +63,10 @@ class Plan:
         return {
             **{key: getattr(self, key) for key in ("name", "stages", "shape_from", "padding", "gpus", "steps")},
             **{key: getattr(self, key) for key in ("tokens_per_step", "tokens", "epochs", "trainings", "gpu_hours")},
+            "tensor_parallel": self.tensor_parallel,
+            "data_parallel": self.training.data_parallel,
+            "micro_batch": self.training.micro_batch,
+            "chosen_for": self.chosen_for,
             "shape": self.shape.model_dump(),
             "parameters": self.shape.parameters,
             "memory_per_gpu": memory,
@@ -60,7 +77,9 @@ class Plan:
 
     def as_text(self) -> str:
         """For people."""
-        shape = self.shape
+        shape, training = self.shape, self.training
+        rows = training.batch // training.data_parallel
+        recomputed = "layers recomputed" if training.recompute == "full" else "without recomputation"
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in asdict(self.memory).items())
         disk = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.disk.items())
         trainings = " (recalibration and control)" if self.trainings == 2 else ""
@@ -73,8 +92,10 @@ class Plan:
             f"stages        {', '.join(f'{name}: {state}' for name, state in self.stages.items())}",
             f"training      {self.steps:,} steps x {self.tokens_per_step:,} tokens = {self.tokens:,} tokens{trainings}"
             f"{epochs}",
-            f"GPUs          {self.gpus}",
-            f"memory/GPU    {self.memory.total / GIB:.1f} GiB estimated (GiB: {parts}), without recomputation",
+            f"GPUs          {self.gpus} (TP {self.tensor_parallel} x DP {training.data_parallel})",
+            f"micro batch   {training.micro_batch} of {rows} rows per step and rank"
+            + (f" (auto, {self.chosen_for})" if self.chosen_for else ""),
+            f"memory/GPU    {self.memory.total / GIB:.1f} GiB estimated (GiB: {parts}), {recomputed}",
             f"GPU-hours     {self.gpu_hours:,.1f} estimated at {ASSUMED_MFU:.0%} of {ASSUMED_PEAK_FLOPS / 1e12:.0f} "
             "TFLOP/s per GPU",
             f"disk          {sum(self.disk.values()) / GIB:.1f} GiB (GiB: {disk})",
@@ -90,7 +111,8 @@ def make_plan(recipe: Recipe) -> Plan:
     source, shape_from = plan_shape(recipe.model)
     check_shapes(recipe, source)
     shape = with_qk_norm(source, recipe.surgery.qk_norm, recipe.model.path)
-    training, length = recipe.recalibration, recipe.data.row_length
+    length, tensor_parallel = recipe.data.row_length, recipe.surgery.tensor_parallel
+    training, chosen_for = resolved(recipe, shape)
     here = Path(recipe.model.path).is_dir()
     if here:
         check_recipe(recipe, [stage for stage in stages_of(recipe) if not is_complete(stage, recipe)])
@@ -103,26 +125,45 @@ def make_plan(recipe: Recipe) -> Plan:
         stages=stage_states(recipe),
         shape=shape,
         shape_from=shape_from,
-        padding=shape.padding(recipe.surgery.tensor_parallel),
-        gpus=recipe.surgery.tensor_parallel * training.data_parallel,
+        padding=shape.padding(tensor_parallel),
+        tensor_parallel=tensor_parallel,
+        training=training,
+        chosen_for=chosen_for,
         steps=steps,
         tokens_per_step=training.batch * length,
         tokens=tokens,
         epochs=tokens / recipe.data.tokens if recipe.data.tokens else None,
         trainings=trainings,
-        memory=training_memory(
-            shape,
-            tensor_parallel=recipe.surgery.tensor_parallel,
-            data_parallel=training.data_parallel,
-            zero_stage=training.zero_stage,
-            bytes_per_value=2 if training.precision == "bf16" else 4,
-            micro_batch=training.micro_batch,
-            length=length,
-        ),
+        memory=estimate(training, shape, tensor_parallel, length),
         gpu_hours=flops / (ASSUMED_PEAK_FLOPS * ASSUMED_MFU) / 3600,
         disk=disk_bytes(recipe, shape, tokens),
         unchecked=[] if here else [f"{recipe.model.path} is not on this machine: its tensors, tokenizer and documents"],
     )
+
+
+def resolved(recipe: Recipe, shape: ModelShape) -> tuple[RecalibrationConfig, str]:
+    """The training with numbers in place of auto, and what they were chosen for.
+
+    A machine without GPUs is taken for one that only plans: a GPU of `ASSUMED_MEMORY` per TP rank is assumed.
+    """
+    import torch
+
+    wanted, ranks = recipe.recalibration, recipe.surgery.tensor_parallel
+    here = torch.cuda.device_count()
+    gpus, memory_bytes = (here, device_memory()) if here else (ranks, ASSUMED_MEMORY)
+    training = resolve(
+        wanted,
+        shape,
+        tensor_parallel=ranks,
+        row_length=recipe.data.row_length,
+        gpus=gpus,
+        memory_bytes=memory_bytes,
+    )
+    if training == wanted:
+        return training, ""
+    size = f"{memory_bytes / 1e9:.0f} GB"
+    machine = f"for {here} GPUs of {size} here" if here else f"for GPUs of {size}, assumed since none is here"
+    return training, machine
 
 
 def stage_states(recipe: Recipe) -> dict[str, str]:

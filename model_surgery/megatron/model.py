@@ -20,6 +20,7 @@ from model_surgery.megatron.attention import SDPAttention, document_mask
 from model_surgery.megatron.qk_norm import norm_specs
 from model_surgery.megatron.recompute import RecomputedLayer
 from model_surgery.megatron.sequence_parallel import RowPartNorm, forget_random_states
+from model_surgery.megatron.swiglu import SwiGLU
 from model_surgery.shape import ModelShape
 
 
@@ -56,6 +57,7 @@ def build_model(
         layernorm_epsilon=shape.norm_eps,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
+        use_te_activation_func=True,  # not TE's: the module that `block_spec` names
         add_bias_linear=False,
         add_qkv_bias=shape.qkv_bias,
         hidden_dropout=0.0,
@@ -96,6 +98,7 @@ def block_spec(
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = SDPAttention
+    layer.submodules.mlp.submodules.activation_func = SwiGLU
     for name, norm in norm_specs(shape, tensor_parallel).items():
         setattr(attention, name, norm)
     if sequence_parallel:

@@ -1,0 +1,103 @@
+"""How many ranks, and how many rows at once on each: what `auto` stands for in a recipe."""
+
+import os
+
+from model_surgery.shape import ModelShape
+from pipeline.errors import RecipeError
+from pipeline.memory import GIB, TrainingMemory, training_memory
+from pipeline.recalibration.config import RecalibrationConfig
+
+USABLE = 0.9
+"""Share of a device's memory that an estimate may take; the rest is CUDA's, NCCL's and the allocator's."""
+
+
+def resolve(
+    config: RecalibrationConfig,
+    shape: ModelShape,
+    *,
+    tensor_parallel: int,
+    row_length: int,
+    gpus: int,
+    memory_bytes: int,
+) -> RecalibrationConfig:
+    """The settings with numbers for data_parallel and micro_batch. Where both are numbers, nothing but checks.
+
+    data_parallel = auto: as many ranks as there are GPUs for and the batch divides by; one without GPUs.
+    micro_batch = auto: the most rows whose estimated memory is below `USABLE` of a rank's. `memory_bytes` is that of
+    one GPU; without GPUs that of the machine, which its ranks share.
+
+    Raises: RecipeError if not even one row fits, or rows do not divide for sequence parallelism.
+    """
+    check_row_length(config, tensor_parallel, row_length)
+    if config.data_parallel == "auto":
+        known = 1 if config.micro_batch == "auto" else config.micro_batch
+        ranks = _largest_divisor(config.batch // known, max(1, gpus // tensor_parallel))
+        config = config.model_copy(update={"data_parallel": ranks})
+    if config.micro_batch != "auto":
+        return config
+    of_rank = memory_bytes if gpus else memory_bytes // (tensor_parallel * config.data_parallel)
+    share = config.batch // config.data_parallel
+    for rows in sorted(_divisors(share), reverse=True):
+        chosen = config.model_copy(update={"micro_batch": rows})
+        if estimate(chosen, shape, tensor_parallel, row_length).total <= USABLE * of_rank:
+            return chosen
+    raise RecipeError(_does_not_fit(chosen, shape, tensor_parallel, row_length, of_rank))
+
+
+def estimate(config: RecalibrationConfig, shape: ModelShape, tensor_parallel: int, row_length: int) -> TrainingMemory:
+    """The larger of what the phases need: a norm of queries and keys that is put in at the drop counts from the start.
+
+    `config` has numbers for micro_batch and data_parallel.
+    """
+    if config.drop_qk_norm != "none":
+        shape = shape.model_copy(update={"q_norm": config.drop_qk_norm, "k_norm": config.drop_qk_norm})
+    return training_memory(shape, config, tensor_parallel=tensor_parallel, length=row_length)
+
+
+def check_row_length(config: RecalibrationConfig, tensor_parallel: int, row_length: int) -> None:
+    """Raises: RecipeError if sequence parallelism cannot cut rows of this length into equal parts."""
+    if config.sequence_parallel and row_length % tensor_parallel:
+        fitting = max(1, row_length // tensor_parallel) * tensor_parallel
+        raise RecipeError(
+            f"recalibration.sequence_parallel: data.row_length = {row_length} is not a multiple of "
+            f"surgery.tensor_parallel = {tensor_parallel}; use {fitting}"
+        )
+
+
+def device_memory() -> int:
+    """Bytes of this machine's smallest GPU; without one, half of its main memory.
+
+    Half of all, not what is free at the moment: a run that is resumed must choose the same.
+    """
+    import torch
+
+    if count := torch.cuda.device_count():
+        return min(torch.cuda.get_device_properties(number).total_memory for number in range(count))
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _does_not_fit(
+    config: RecalibrationConfig, shape: ModelShape, tensor_parallel: int, row_length: int, memory_bytes: int
+) -> str:
+    """What is wrong, and the settings under which one row would fit."""
+    needed = estimate(config, shape, tensor_parallel, row_length).total
+    ways = [f"a surgery.tensor_parallel above {tensor_parallel}"]
+    for changes in ({"recompute": "full"}, {"zero_stage": 3}, {"recompute": "full", "zero_stage": 3}):
+        less = estimate(config.model_copy(update=changes), shape, tensor_parallel, row_length).total
+        if less <= USABLE * memory_bytes:
+            settings = " and ".join(f"recalibration.{field} = {value}" for field, value in changes.items())
+            ways.insert(0, f"{settings} ({less / GIB:.1f} GiB)")
+            break
+    return (
+        f"recalibration.micro_batch = auto: one row of {row_length:,} tokens takes an estimated {needed / GIB:.1f} GiB, "
+        f"and a rank has {memory_bytes / GIB:.1f} GiB, of which {USABLE:.0%} are used; use "
+        + " or ".join(ways)
+    )
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(divisor for divisor in _divisors(number) if divisor <= limit)
