@@ -40,7 +40,8 @@ def draw_checkpoint(folder: Path, config: dict[str, Any], seed: int, std: Std | 
     distribution of standard deviation initializer_range, or what `std` says of each; biases are zeros, norms ones. In
     fp32, then rounded to the config's dtype. One tensor at a time: memory for the largest, the embedding, in both.
 
-    Equal bytes for equal arguments on one kind of CPU; another may round the last bit otherwise.
+    Equal arguments give equal bytes, whatever the number of threads, on every CPU with AVX2; torch rounds otherwise
+    where there is none.
 
     Raises: SurgeryError if the config is not of a supported model, or the disk is full.
     """
