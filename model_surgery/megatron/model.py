@@ -106,9 +106,7 @@ def block_spec(
     if recompute:
         layer.module = RecomputedLayer
     # Left to itself, Megatron-core would take another norm at the end than in the layers where it finds TE.
-    return TransformerBlockSubmodules(
-        layer_specs=[layer] * shape.layers, layer_norm=layer.submodules.input_layernorm
-    )
+    return TransformerBlockSubmodules(layer_specs=[layer] * shape.layers, layer_norm=layer.submodules.input_layernorm)
 
 
 def mask_padded_vocabulary(model: GPTModel, vocab: int, padded: int) -> None:

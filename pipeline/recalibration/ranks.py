@@ -89,8 +89,8 @@ def _does_not_fit(
             ways.insert(0, f"{settings} ({less / GIB:.1f} GiB)")
             break
     return (
-        f"recalibration.micro_batch = auto: one row of {row_length:,} tokens takes an estimated {needed / GIB:.1f} GiB, "
-        f"and a rank has {memory_bytes / GIB:.1f} GiB, of which {USABLE:.0%} are used; use "
+        f"recalibration.micro_batch = auto: one row of {row_length:,} tokens takes an estimated "
+        f"{needed / GIB:.1f} GiB, and a rank has {memory_bytes / GIB:.1f} GiB, of which {USABLE:.0%} are used; use "
         + " or ".join(ways)
     )
 
