@@ -130,7 +130,8 @@ def check_evaluation_files(config: EvaluationConfig) -> None:
 
 def check_gpus(recipe: Recipe, gpus: int) -> None:
     """Raises: RecipeError if this machine has GPUs, but fewer than the training has processes."""
-    wanted = recipe.surgery.tensor_parallel * recipe.recalibration.data_parallel
+    ranks = recipe.recalibration.data_parallel
+    wanted = recipe.surgery.tensor_parallel * (1 if ranks == "auto" else ranks)
     if 0 < gpus < wanted:
         raise RecipeError(
             f"surgery.tensor_parallel x recalibration.data_parallel = {wanted} processes: this machine has {gpus} "

@@ -20,6 +20,8 @@ class Report:
     """1 if this rank's clock says that it is time for a checkpoint."""
     save_status: float
     """How far its part of the checkpoint being written is (see `checkpoints.saving`)."""
+    own_seconds: float
+    """Time that it needed for work that waits for no other host (see `stragglers.OwnTime`)."""
     data_wait_seconds: float
     memory_bytes: float
 

@@ -1,9 +1,8 @@
 """The training of one rank, from a checkpoint to the end of the budget or to a reason to end earlier."""
 
-import socket
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import deepspeed
 import torch
@@ -15,23 +14,25 @@ from data_prep.rows import build_rows
 from model_surgery.layout import Layout
 from pipeline.recalibration import going_back
 from pipeline.recalibration.batches import Batch, ReadAhead, micro_batches
-from pipeline.recalibration.checkpoints.saving import Saver
-from pipeline.recalibration.checkpoints.state import DeepSpeedState
 from pipeline.recalibration.exchange import Report, Reports, exchange
 from pipeline.recalibration.guard.rollbacks import Rollback, batch_of, lr_scale_of, read_rollbacks
 from pipeline.recalibration.guard.spikes import Guard
 from pipeline.recalibration.guard.veto import install_veto
 from pipeline.recalibration.job import End, Job
+from pipeline.recalibration.keeping import Keeping
 from pipeline.recalibration.layer_numbers import LayerWatch
 from pipeline.recalibration.loss import loss_factor, share_of_loss
 from pipeline.recalibration.measured import write_validation
 from pipeline.recalibration.metrics import Metrics, Value, read_metrics
+from pipeline.recalibration.numbers import StepNumbers
 from pipeline.recalibration.outcome import save_outcome
 from pipeline.recalibration.phases import Phase, phase_of, phases
+from pipeline.recalibration.pulse import Pulse
 from pipeline.recalibration.schedule import lr_factor
 from pipeline.recalibration.signals import StopWish
 from pipeline.recalibration.start import Start, find_start, open_engine
-from pipeline.recalibration.usage import described, device_name, memory_bytes
+from pipeline.recalibration.stragglers import OwnTime
+from pipeline.recalibration.usage import memory_bytes
 from pipeline.recalibration.validation import Validation
 
 
@@ -68,7 +69,8 @@ def train(job: Job) -> End:
         decided = {"rollbacks": rollbacks, "wish": wish, "metrics": metrics}
         training = Training(job, trained, engine, train_rows, validation, phase, **sizes, **decided)
         training.remember(start)
-        end = training.run(start.step)
+        with training.pulse:
+            end = training.run(start.step)
         if end.reason == "finished":
             save_outcome(engine, job, trained, validation.lengths[0].rows, steps, training.tokens(steps))
     wish.ignore()
@@ -91,33 +93,30 @@ class Training:
     rollbacks: tuple[Rollback, ...]
     wish: StopWish
     metrics: Metrics | None
-    guard: Guard = field(init=False)
-    saver: Saver = field(init=False)
-    best: tuple[float, int] | None = None
-    """The lowest validation loss so far, and its step."""
 
     def __post_init__(self) -> None:
-        config = self.job.config
-        self.guard = Guard(config.guard)
-        self.saver = Saver(self.engine, self.job.checkpoints, config)
+        job, shape, self.device = self.job, self.layout.shape, self.engine.device
+        self.guard = Guard(job.config.guard)
         self.veto = install_veto(self.engine, lambda norm: self.guard.judge(self.loss, norm))
-        self.watch = LayerWatch(self.engine.module, self.layout.shape)
-        self.loss, self.saved_at, self.device = 0.0, time.monotonic(), self.engine.device
+        self.loss = 0.0  # of the step under way, which the guard judges
+        self.watch = LayerWatch(self.engine.module, shape)
+        self.pulse, self.own = Pulse(job.out_dir, job.config.hang_seconds), OwnTime(self.device)
+        self.step_numbers = StepNumbers(job, shape, self.row_length, self.device)
+        of_run = {"trained": self.layout, "phase": self.phase, "steps": self.steps, "rollbacks": len(self.rollbacks)}
+        told = {"metrics": self.metrics, "progress": self.pulse.progress}
+        self.keeping = Keeping(job, self.engine, **of_run, **told)
 
     def remember(self, start: Start) -> None:
         """Takes up what the steps before this session have left in metrics.jsonl, the same on all ranks."""
         lines = [read_metrics(self.job.out_dir) if self.metrics else []]
         torch.distributed.broadcast_object_list(lines)
         for line in lines[0]:
-            self.note_validation(line["step"], line)
+            self.keeping.note_validation(line["step"], line)
         # Numbers of another model say nothing about this one's.
         first = self.phase.first
         self.guard.replay(line for line in lines[0] if line["step"] >= first)
-        mine = (socket.gethostname(), device_name(self.device))
-        machines: list[tuple[str, str]] = [mine] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(machines, mine)
         if self.metrics:
-            listed = {"tensor_parallel": self.job.tensor_parallel, "machines": described(machines)}
+            listed = {"tensor_parallel": self.job.tensor_parallel, "machines": self.step_numbers.machines}
             self.metrics.event("started", start.step, position_embedding=self.phase.position_embedding, **listed)
             for problem in start.set_aside:
                 self.metrics.say(problem)
@@ -135,7 +134,7 @@ class Training:
         for step in range(done + 1, self.phase.last + 1):
             if end := self.step(step, ahead):
                 return end
-        self.publish()
+        self.keeping.publish()
         return End(reason="finished" if self.phase.last == self.steps else "drop", step=self.phase.last)
 
     def step(self, step: int, ahead: ReadAhead) -> End | None:
@@ -143,27 +142,34 @@ class Training:
         began, config = time.perf_counter(), self.job.config
         lr = config.lr * self.lr_share(step)
         looks = bool(config.layer_numbers_every) and step % config.layer_numbers_every == 0
-        share = self.accumulate(ahead.take(step), lr, looks)
+        self.pulse.mark(step, "data")
+        with self.own:
+            batches = ahead.take(step)
+        share = self.accumulate(step, batches, lr, looks)
+        self.pulse.mark(step, "exchange")
         reports = self.tell(share, ahead.waited)
         self.loss = reports.loss
+        self.pulse.mark(step, "update")
         self.engine.step()  # the veto asks the guard
         self.guard.observe(self.loss, self.veto.norm, self.veto.reason is not None)
         numbers = self.numbers(step, lr, reports, time.perf_counter() - began)
         if looks:
             numbers |= self.watch.numbers()
-        if self.saver.is_writing and reports.all_written:
-            self.publish()
+        if self.keeping.saver.is_writing and reports.all_written:
+            self.keeping.publish()
         if step % config.validation_every == 0 or step == self.phase.last:
             numbers |= self.validate(step)
         if self.guard.must_go_back:
             self.record(step, numbers)
             return self.go_back(step)
-        due = self.is_due(step, reports)
+        due = self.keeping.is_due(step, reports)
         if due:
-            numbers["checkpoint_pause_seconds"] = self.save(step)
+            self.pulse.mark(step, "checkpoint")
+            pause = self.keeping.save(step, self.tokens(step), calm=self.veto.reason is None)
+            numbers["checkpoint_pause_seconds"] = pause
         self.record(step, numbers)
         if due and (reports.stop or not config.checkpoint_async):
-            self.publish()
+            self.keeping.publish()
         return End(reason="stopped", step=step) if reports.stop and step < self.steps else None
 
     def read(self, step: int) -> list[Batch]:
@@ -181,7 +187,7 @@ class Training:
         """Tokens read by the end of a step."""
         return step * self.job.config.batch * self.row_length
 
-    def accumulate(self, batches: list[Batch], lr: float, looks: bool) -> Tensor:
+    def accumulate(self, step: int, batches: list[Batch], lr: float, looks: bool) -> Tensor:
         """Gradients of the global batch; a scalar whose mean over data-parallel ranks is its loss.
 
         `looks`: whether the numbers of layers are taken on the way.
@@ -190,116 +196,64 @@ class Training:
             group["lr"] = lr
         factor = loss_factor(batches)  # how much each counts depends on all of them
         losses = []
-        for batch in batches:
+        for number, batch in enumerate(batches):
             if losses:
                 self.engine.step()  # within the accumulation it only counts
-            with self.watch if looks and not losses else nullcontext():
+            self.pulse.mark(step, f"forward {number}")
+            with self.own, self.watch if looks and not losses else nullcontext():
                 loss = share_of_loss(self.engine, batch, factor)
+            self.pulse.mark(step, f"backward {number}")
             self.engine.backward(loss)
             losses.append(loss.detach())
         return torch.stack(losses).mean()
 
     def tell(self, share: Tensor, waited: float) -> Reports:
         """What this rank has to say of the step, and what all have."""
-        minutes = self.job.config.checkpoint_minutes
         report = Report(
             loss=share.item(),
             stop=float(self.wish.name is not None),
-            due=float(minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes),
-            save_status=self.saver.status,
+            due=float(self.keeping.clock_says_so),
+            save_status=self.keeping.saver.status,
+            own_seconds=self.own.take(),
             data_wait_seconds=waited,
             memory_bytes=memory_bytes(self.device),
         )
         reports = exchange(report, self.device)
         if reports.any_failed:
-            self.saver.abandon()
+            self.keeping.saver.abandon()
         return reports
 
     def numbers(self, step: int, lr: float, reports: Reports, seconds: float) -> dict[str, Value]:
         """The line of a step."""
-        tokens = self.job.config.batch * self.row_length
-        return {
-            "loss": self.loss,
-            "lr": lr,
-            "grad_norm": self.veto.norm,
-            **({"skipped": self.veto.reason} if self.veto.reason else {}),
-            "tokens": self.tokens(step),
-            "step_seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "tokens_per_second_per_device": tokens / seconds / len(reports.ranks),
-            "data_wait_seconds": max(report.data_wait_seconds for report in reports.ranks),
-            "memory_bytes": max(report.memory_bytes for report in reports.ranks),
-        }
+        skipped = {"skipped": self.veto.reason} if self.veto.reason else {}
+        of_update = {"loss": self.loss, "lr": lr, "grad_norm": self.veto.norm, **skipped, "tokens": self.tokens(step)}
+        return of_update | self.step_numbers.measured(reports, seconds)
 
     def record(self, step: int, numbers: dict[str, Value]) -> None:
         """Writes a step's line, on the rank that does."""
         if self.metrics is None:
             return
         self.metrics.write(step, numbers)
+        if step:
+            self.step_numbers.name_the_slowest(step, self.metrics)
         if "skipped" in numbers:
             facts = {name: numbers[name] for name in ("loss", "grad_norm", "lr")}
             self.metrics.event("skip", step, reason=numbers["skipped"], in_a_row=self.guard.skips_in_a_row, **facts)
             self.metrics.say(f"step {step:,}: update skipped: {numbers['skipped']}")
 
-    def note_validation(self, step: int, line: dict[str, Value]) -> bool:
-        """Whether a line holds the lowest validation loss so far, which is then remembered."""
-        loss = line.get("validation_loss")
-        if step == 0 or loss is None or (self.best is not None and self.best[0] <= loss):
-            return False
-        self.best = (loss, step)
-        return True
-
     def validate(self, step: int) -> dict[str, Value]:
         """Numbers of a validation, all of which stand in validation.jsonl."""
-        measured = self.validation.measure(self.engine)
+        if step:  # the watch begins with the first step
+            self.pulse.mark(step, "validation")
+        measured = self.validation.measure(self.engine, self.pulse.progress)
         if self.metrics:
             write_validation(self.job.out_dir, step, measured)
-        self.note_validation(step, measured.scalars())
+        self.keeping.note_validation(step, measured.scalars())
         return measured.scalars()
-
-    def is_due(self, step: int, reports: Reports) -> bool:
-        """Whether a checkpoint is taken after this step; the trained layout stands for the last one."""
-        config = self.job.config
-        if step == self.steps:
-            return False
-        is_best = config.keep_best and self.best is not None and self.best[1] == step
-        return step % config.checkpoint_every == 0 or reports.due or reports.stop or is_best or step == self.phase.last
-
-    def save(self, step: int) -> float:
-        """Begins the checkpoint of a step; the seconds in which training stood still for it."""
-        began = time.perf_counter()
-        self.publish()  # one that is still being written
-        config, shape = self.job.config, self.phase.shape
-        self.saver.begin(
-            DeepSpeedState(
-                step=step,
-                tokens=self.tokens(step),
-                tensor_parallel=self.job.tensor_parallel,
-                data_parallel=config.data_parallel,
-                zero_stage=config.zero_stage,
-                precision=config.precision,
-                position_embedding=self.phase.position_embedding,
-                shape=shape,
-                calm=self.veto.reason is None,
-                rollbacks=len(self.rollbacks),
-                **self.layout.origin,
-            )
-        )
-        self.saved_at = time.monotonic()
-        return time.perf_counter() - began
-
-    def publish(self) -> None:
-        """Waits for the checkpoint that is being written, if there is one, and makes it visible."""
-        if self.metrics:
-            self.metrics.sync()  # a checkpoint must not know of steps whose lines could be lost
-        best = self.best[1] if self.job.config.keep_best and self.best else None
-        published = self.saver.publish(best)
-        if published and self.metrics:
-            self.metrics.event("checkpoint", published.step, bytes=published.bytes, seconds=published.seconds)
 
     def go_back(self, step: int) -> End:
         """Decides where the next processes go on, or that none do; rank 0's decision counts."""
-        self.publish()
+        self.keeping.publish()
         if self.metrics is None:
             return End(reason="rollback", step=step)
         return going_back.go_back(

@@ -21,7 +21,8 @@ EVENTS_FILE = "events.jsonl"
 MEASURED = frozenset(
     {
         *("step_seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu", "data_wait_seconds"),
-        *("checkpoint_pause_seconds", "memory_bytes", "slowest_rank", "slowest_host", "slowest_ratio"),
+        *("checkpoint_pause_seconds", "memory_bytes", "slowest_rank", "slowest_host"),
+        *("own_seconds_median", "own_seconds_max"),
     }
 )
 """Numbers of a line that clocks and machines decide; all others are the same in every run of the same training."""

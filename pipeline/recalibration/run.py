@@ -4,6 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from data_prep.artifact import ShardSet
 from model_surgery.layout import LAYOUT_FILE, Layout
 from pipeline.disk import explained_full_disk
@@ -17,6 +19,8 @@ from pipeline.recalibration.history import continued_from
 from pipeline.recalibration.job import End, Job
 from pipeline.recalibration.metrics import read_events, read_metrics
 from pipeline.recalibration.phases import phases, refuse_unfit
+from pipeline.recalibration.pulse import Fault
+from pipeline.recalibration.ranks import device_memory, resolve
 from pipeline.recalibration.schedule import warmup_steps
 from pipeline.recalibration.validation import check_validation
 from pipeline.recalibration.wandb_sync import check_wandb
@@ -42,8 +46,15 @@ def run(
     Raises: RecipeError if the budget is too small or what is there cannot be gone on with, Stopped if a signal asked
     for it, StageFailed if a training process fails or the guard gives up.
     """
+    length, shape = ShardSet.load(shards).row_length, Layout.load(layout).shape
+    check_schedule(config, length)
+    machine = {"gpus": torch.cuda.device_count(), "memory_bytes": device_memory()}
+    chosen = resolve(config, shape, tensor_parallel=tensor_parallel, row_length=length, **machine)
+    if chosen != config:
+        ranks, rows = chosen.data_parallel, chosen.micro_batch
+        log.info("%-13s %d data-parallel ranks, micro batches of %d rows", "", ranks, rows)
     job = Job(
-        config=config,
+        config=chosen,
         position_embedding=position_embedding,
         tensor_parallel=tensor_parallel,
         layout=layout,
@@ -67,7 +78,6 @@ def check(job: Job) -> None:
     """Raises: RecipeError if the training cannot go on from the checkpoint that it would go on from."""
     layout, shards = Layout.load(job.layout), ShardSet.load(job.shards)
     row = shards.row_length
-    check_schedule(job.config, row)
     check_validation(job.config, shards)
     check_wandb(job.config.wandb_project)
     branch = job.config.branch_from
@@ -84,6 +94,7 @@ def launch(job: Job) -> End:
     Raises: RecipeError, Stopped or StageFailed, by their reason.
     """
     End.take(job.out_dir)  # of a session that was killed
+    Fault.take(job.out_dir)
     processes = job.tensor_parallel * job.config.data_parallel
     try:
         with explained_full_disk(job.out_dir):
@@ -96,6 +107,8 @@ def launch(job: Job) -> End:
     except StageFailed:
         # Where torchrun was told to end too, or a rank refused, it fails although its ranks said why.
         end = End.take(job.out_dir)
+        if end is None and (fault := Fault.take(job.out_dir)):
+            raise StageFailed(fault.line) from None
         if end is None:
             raise
     else:

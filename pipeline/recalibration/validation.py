@@ -1,6 +1,6 @@
 """Validation in the run: held-out loss at the training length and at multiples of it, by position, and recall."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,16 +56,16 @@ class Validation:
             lengths.append(Length(multiple, rows, probes, max(1, config.micro_batch // multiple)))
         return cls(tuple(lengths), device)
 
-    def measure(self, engine: deepspeed.DeepSpeedEngine) -> Measured:
-        """Every loss and recall; every data-parallel rank takes its share of the rows.
+    def measure(self, engine: deepspeed.DeepSpeedEngine, progress: Callable[[], None] = lambda: None) -> Measured:
+        """Every loss and recall; every data-parallel rank takes its share of the rows. `progress` is told every pass.
 
         The loss is the one that is trained: where documents are masked, they are masked here too and only counted
         tokens weigh. Recall is always asked over the whole row.
         """
         engine.eval()
         with torch.no_grad():
-            sums = {length.multiple: self._sums_by_position(engine, length) for length in self.lengths}
-            recalls = {n.multiple: self._recall(engine, n) for n in self.lengths if n.probes is not None}
+            sums = {length.multiple: self._sums_by_position(engine, length, progress) for length in self.lengths}
+            recalls = {n.multiple: self._recall(engine, n, progress) for n in self.lengths if n.probes is not None}
         engine.train()
         longest = max(self.lengths, key=lambda length: length.multiple)
         by_position = sums[longest.multiple]
@@ -76,10 +76,13 @@ class Validation:
             by_position=(by_position[0] / by_position[1]).tolist(),
         )
 
-    def _sums_by_position(self, engine: deepspeed.DeepSpeedEngine, length: Length) -> Tensor:
+    def _sums_by_position(
+        self, engine: deepspeed.DeepSpeedEngine, length: Length, progress: Callable[[], None]
+    ) -> Tensor:
         """Summed losses of counted tokens, and their number, in equal parts of the row: float64 [2, 16]."""
         total = torch.zeros(2, _PARTS, dtype=torch.float64, device=self._device)
         for indices in passes(len(length.rows), length.micro_batch):
+            progress()
             batch = read_rows(length.rows, indices or [0], self._device)
             losses = token_losses(engine, batch.tokens, batch.labels, batch.documents)
             if indices:
@@ -87,9 +90,10 @@ class Validation:
         torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
         return total
 
-    def _recall(self, engine: deepspeed.DeepSpeedEngine, length: Length) -> float:
+    def _recall(self, engine: deepspeed.DeepSpeedEngine, length: Length, progress: Callable[[], None]) -> float:
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for indices in passes(len(length.probes), length.micro_batch):
+            progress()
             rows = length.probes[indices or [0]].to(self._device)
             found = recalled(token_losses(engine, rows[:, :-1].contiguous(), rows[:, 1:].contiguous()))
             if indices:

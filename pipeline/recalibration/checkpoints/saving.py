@@ -1,6 +1,7 @@
 """Saving a training: all ranks write their files beside the others, and only a whole checkpoint gets its name."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +32,16 @@ class Published:
 class Saver:
     """The checkpoints that a training makes. All ranks make every call at the same step."""
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, folder: Path, config: RecalibrationConfig) -> None:
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        folder: Path,
+        config: RecalibrationConfig,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`progress` is told, from a thread, while files are written."""
         self._engine, self._folder, self._config = engine, folder, config
-        self._writer = FileWriter(asynchronous=config.checkpoint_async)
+        self._writer = FileWriter(asynchronous=config.checkpoint_async, progress=progress)
         engine.checkpoint_engine = self._writer
         self._state: DeepSpeedState | None = None
         self._began = 0.0

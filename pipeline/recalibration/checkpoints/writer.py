@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,9 +22,10 @@ class FileWriter(CheckpointEngine):
     the bytes are being written.
     """
 
-    def __init__(self, *, asynchronous: bool) -> None:
+    def __init__(self, *, asynchronous: bool, progress: Callable[[], None] = lambda: None) -> None:
         super().__init__()
         self.name = "drope"
+        self._progress = progress
         self._asynchronous = asynchronous
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._files: dict[str, Future[StoredFile]] = {}
@@ -33,7 +35,7 @@ class FileWriter(CheckpointEngine):
 
     def save(self, state_dict: dict[str, Any], path: str) -> None:
         content = copied(state_dict) if self._asynchronous else state_dict
-        written = self._pool.submit(write_file, content, Path(path))
+        written = self._pool.submit(write_file, content, Path(path), self._progress)
         self._files[Path(path).name] = written
         if not self._asynchronous:
             written.result()
@@ -65,10 +67,10 @@ class FileWriter(CheckpointEngine):
         return files
 
 
-def write_file(content: dict[str, Any], path: Path) -> StoredFile:
+def write_file(content: dict[str, Any], path: Path, progress: Callable[[], None]) -> StoredFile:
     """Writes one file by torch.save, synced to disk, its digest taken on the way."""
     with path.open("wb") as handle:
-        hashing = _Hashing(handle)
+        hashing = _Hashing(handle, progress)
         torch.save(content, hashing)
         handle.flush()
         os.fsync(handle.fileno())
@@ -78,11 +80,12 @@ def write_file(content: dict[str, Any], path: Path) -> StoredFile:
 class _Hashing:
     """A file that is only appended to, as torch.save does."""
 
-    def __init__(self, handle: BinaryIO) -> None:
-        self._handle = handle
+    def __init__(self, handle: BinaryIO, progress: Callable[[], None]) -> None:
+        self._handle, self._progress = handle, progress
         self.digest, self.bytes = hashlib.sha256(), 0
 
     def write(self, data: bytes) -> int:
+        self._progress()
         self.digest.update(data)
         self.bytes += len(data)
         return self._handle.write(data)

@@ -1,0 +1,131 @@
+"""The pulse of a training process: marks of its main thread, and two threads that publish and watch them."""
+
+import faulthandler
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from pipeline.recalibration.pulse.beat import Beat
+from pipeline.recalibration.pulse.fault import Fault
+from pipeline.recalibration.pulse.radio import Radio
+from pipeline.recalibration.pulse.watch import AwakeClock, Watch
+
+EXIT_CODE = 70
+"""Of every rank that ends because the training stands still: EX_SOFTWARE of sysexits.h."""
+_RECORD_SECONDS = 5.0
+
+
+class Pulse:
+    """Ends a training whose ranks stand still, with the names of those that hold it up. A context manager.
+
+        with Pulse(out_dir, hang_seconds) as pulse:
+            pulse.mark(step, "forward 0")
+
+    The watch begins with the first mark: a start may take as long as it likes. From then on it is a fault if no rank
+    sets a mark, or reports progress, for `hang_seconds`. One line then goes to standard error and hang.json, the stacks
+    of every rank that still runs into stacks/, and all ranks end with EXIT_CODE, within a few seconds.
+    Needs the environment of torchrun, and no process group.
+    """
+
+    def __init__(self, out_dir: Path, hang_seconds: float) -> None:
+        self._out_dir, self._interval = out_dir, min(1.0, hang_seconds / 10)
+        self._rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self._host, self._pid = socket.gethostname(), os.getpid()
+        self._watch = Watch(self._rank, world_size, hang_seconds, os.environ["MASTER_ADDR"])
+        self._radio = Radio(self._rank, self._watch.watched, self._interval, self._beat)
+        self._clock = AwakeClock(hang_seconds / 4)
+        self._at: tuple[int | None, int, str] = (None, 0, "start")
+        self._progress = 0
+        self._over, self._ends = threading.Event(), threading.Event()
+        self._watcher = threading.Thread(target=self._look, name="pulse-watch", daemon=True)
+
+    def mark(self, step: int, phase: str) -> None:
+        """This rank begins a phase of a step. Costs less than a microsecond.
+
+        All ranks set the same marks in the same order within a step: who has set fewer of them is behind.
+        """
+        at = self._at
+        self._at = (step, at[1] + 1 if at[0] == step else 0, phase)
+
+    def progress(self) -> None:
+        """Something within a phase has gone on; for what takes long, from any thread."""
+        self._progress += 1
+
+    def __enter__(self) -> "Pulse":
+        self._radio.start()
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._ends.is_set():
+            # What is raised here now comes of others that have ended already.
+            self._watcher.join()
+        step, order, phase = self._at
+        if kind is not None:
+            self._at = (step, order, f"{phase}: {kind.__name__}")
+        self._over.set()
+        # The others wait for one that fails, and shall know where it did.
+        self._radio.stop(in_good_order=kind is None)
+
+    def _beat(self, count: int, ended: bool) -> Beat:
+        (step, order, phase), progress = self._at, self._progress
+        return Beat(self._rank, self._host, self._pid, count, step, order, phase, progress, ended)
+
+    def _look(self) -> None:
+        radio = self._radio
+        while not self._over.wait(self._interval):
+            now = self._clock.read(time.monotonic())
+            found = self._watch.judge(now, self._beat(0, False), radio.heard, radio.exchanges)
+            if found and found.kind == "unreachable":
+                self._end(found, tells=os.environ["LOCAL_RANK"] == "0")
+            if radio.verdict:
+                self._end(radio.verdict, tells=radio.verdict == radio.proposed)
+            radio.proposed = radio.proposed or found
+
+    def _end(self, fault: Fault, *, tells: bool) -> None:
+        """Ends this process, after the others have had the time to see the verdict and to write down where they are."""
+        self._ends.set()
+        # A file system that hangs must not hold up the end.
+        record = threading.Thread(target=self._record, args=(fault, tells), daemon=True)
+        record.start()
+        time.sleep(2 * self._interval)
+        record.join(_RECORD_SECONDS)
+        try:
+            kill_frozen_siblings(fault, self._host)
+        finally:
+            os._exit(EXIT_CODE)
+
+    def _record(self, fault: Fault, tells: bool) -> None:
+        if tells:
+            # Not by sys.stderr: the main thread may hold its lock. A progress bar may stand in this line.
+            os.write(2, f"\ndrope: {fault.line}\n".encode())
+            fault.save(self._out_dir)
+        path = self._out_dir / fault.stacks / f"rank-{self._rank:05d}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as file:
+            step, _, phase = self._at
+            file.write(f"rank {self._rank} (host {self._host}, pid {self._pid}) in step {step} ({phase})\n")
+            file.flush()
+            faulthandler.dump_traceback(file)
+
+
+def kill_frozen_siblings(fault: Fault, host: str) -> None:
+    """SIGKILL for those of the fault's ranks that do not answer and run on this host.
+
+    torchrun would wait half a minute for a frozen process to take its SIGTERM. Ranks of a host have the same parent,
+    by which they are told from other processes that have come to their numbers.
+    """
+    if fault.kind != "silent":
+        return
+    silent = {pid for pid, its_host in zip(fault.pids, fault.hosts, strict=True) if its_host == host}
+    for process in psutil.Process(os.getppid()).children():
+        if process.pid in silent:
+            process.send_signal(signal.SIGKILL)
