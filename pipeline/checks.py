@@ -6,9 +6,10 @@ from eval.config import EvaluationConfig
 from model_surgery.export.formats import format_of
 from model_surgery.files import read_json
 from model_surgery.qk_norm import with_qk_norm
-from model_surgery.shape import ModelShape, read_shape, source_position_embedding
+from model_surgery.shape import ModelShape, source_position_embedding
 from pipeline.errors import RecipeError
 from pipeline.model_source import resolve_model
+from pipeline.random_model import check_source, check_untrained, source_shape
 from pipeline.recalibration.run import check_schedule
 from pipeline.recalibration.wandb_sync import check_wandb
 from pipeline.recipe import Recipe
@@ -37,6 +38,7 @@ def check_shapes(recipe: Recipe, shape: ModelShape) -> None:
     format_of(trained, recipe.recalibration.position_embedding, recipe.export)  # now, not when training is over
     if "control" in recipe.evaluation.variants and not recipe.recalibration.control:
         raise RecipeError("evaluation.variants has control, which needs recalibration.control = true")
+    check_untrained(recipe)
 
 
 def trained_shape(recipe: Recipe, shape: ModelShape) -> ModelShape:
@@ -56,15 +58,13 @@ def check_recipe(recipe: Recipe, stages: list[Stage]) -> None:
 
     Raises: RecipeError, SurgeryError, DataError or EvaluationError.
     """
-    folder = resolve_model(recipe.model)
-    shape = read_shape(folder)
+    shape = source_shape(recipe)
     check_shapes(recipe, shape)
-    check_position_embedding(recipe, source_position_embedding(read_json(folder / "config.json")))
+    config = read_json(resolve_model(recipe.model) / "config.json")
+    check_position_embedding(recipe, source_position_embedding(config))
     names = {stage.name for stage in stages}
     if "surgery" in names:
-        from model_surgery import convert
-
-        convert.check(recipe.surgery, folder)
+        check_source(recipe)
     if "data" in names:
         from data_prep import prepare
 

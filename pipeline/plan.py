@@ -11,6 +11,7 @@ from pipeline.checks import check_recipe, check_shapes
 from pipeline.manifest import Manifest
 from pipeline.memory import GIB, TrainingMemory
 from pipeline.model_source import plan_shape
+from pipeline.random_model import with_trained_context
 from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.mfu import training_flops
 from pipeline.recalibration.ranks import device_memory, estimate, resolve
@@ -108,7 +109,8 @@ def make_plan(recipe: Recipe) -> Plan:
 
     Raises: RecipeError, SurgeryError, DataError or EvaluationError for what cannot work.
     """
-    source, shape_from = plan_shape(recipe.model)
+    described, shape_from = plan_shape(recipe.model)
+    source = with_trained_context(recipe, described)
     check_shapes(recipe, source)
     shape = with_qk_norm(source, recipe.surgery.qk_norm, recipe.model.path)
     length, tensor_parallel = recipe.data.row_length, recipe.surgery.tensor_parallel
@@ -181,9 +183,11 @@ def disk_bytes(recipe: Recipe, shape: ModelShape, tokens: int) -> dict[str, int]
     value = 2 if training.precision == "bf16" else 4
     wanted = recipe.data.tokens or tokens
     trainings = 2 if training.control else 1
+    stored = 4 if shape.dtype == "float32" else 2
     return {
         "shards": wanted * TOKEN_TYPES[token_type(shape.vocab)],
-        "layout": shape.padded(recipe.surgery.tensor_parallel).parameters * (4 if shape.dtype == "float32" else 2),
+        **({} if recipe.model.random_seed is None else {"random start": shape.parameters * stored}),
+        "layout": shape.padded(recipe.surgery.tensor_parallel).parameters * stored,
         "checkpoints": trainings * training.keep_checkpoints * shape.parameters * (value + 12),
         "trained layout": trainings * shape.parameters * 4,
         "export": len(exported_models(recipe)) * shape.parameters * (4 if recipe.export.dtype == "float32" else 2),

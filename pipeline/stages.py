@@ -53,9 +53,9 @@ def _surgery_config(recipe: Recipe) -> dict[str, Any]:
 
 
 def _model_fingerprint(recipe: Recipe) -> dict[str, str]:
-    from model_surgery.checkpoint import fingerprint
+    from pipeline.random_model import source_fingerprint
 
-    return {"model": fingerprint(resolve_model(recipe.model))}
+    return {"model": source_fingerprint(recipe)}
 
 
 def tokenizer_path(recipe: Recipe) -> Path:
@@ -88,9 +88,9 @@ def _run_data(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
     from data_prep import prepare
     from data_prep.merge import lineage_summary
     from eval.checks import check_held_out
-    from model_surgery.shape import read_shape
+    from pipeline.random_model import source_shape
 
-    shape = read_shape(resolve_model(recipe.model))
+    shape = source_shape(recipe)
     shards = prepare.run(
         recipe.data,
         tokenizer=tokenizer_path(recipe),
@@ -112,9 +112,11 @@ def _run_data(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
 
 def _run_surgery(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
     from model_surgery import convert
+    from pipeline.random_model import draw_source
 
     rows = _calibration_rows(recipe, run) if recipe.surgery.calibrates else None
-    made = convert.run(recipe.surgery, source=resolve_model(recipe.model), out_dir=out_dir, rows=rows)
+    source = draw_source(recipe, tokenizer_folder(recipe))
+    made = convert.run(recipe.surgery, source=source, out_dir=out_dir, rows=rows)
     return {
         "parameters": made.layout.shape.parameters,
         "padding": made.layout.shape.padding(made.layout.tensor_parallel),
@@ -201,11 +203,11 @@ def evaluated_models(recipe: Recipe, run: Path) -> Any:
     """What the evaluation scores (an `eval.models.Models`): the source, the exports, the held-out shards."""
     from data_prep.artifact import ShardSet
     from eval.models import Models
+    from pipeline.random_model import source_folder
 
-    source = resolve_model(recipe.model)
     shards = ShardSet.load(run / "data")
     return Models(
-        source=source,
+        source=source_folder(recipe),
         drope=run / "export" / "drope",
         control=run / "export" / "control" if recipe.recalibration.control else None,
         # The export's tokenizer gives the ids of the training rows also where transformers would build another one

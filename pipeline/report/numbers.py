@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.recipe import Recipe
 from pipeline.report.inputs import RunData
 from pipeline.report.lineage import duration
 
@@ -30,7 +31,7 @@ class Check:
 def key_numbers(data: RunData) -> list[KeyNumber]:
     """Source, size, cut, training and time; what a stage that is not complete would say is left out."""
     recipe, manifests = data.recipe, data.manifests
-    found = [KeyNumber("Source", recipe.model.path.rstrip("/").rsplit("/", 1)[-1], recipe.model.path)]
+    found = [source(recipe)]
     if "surgery" in manifests:
         parameters = manifests["surgery"].facts.get("parameters")
         found.append(KeyNumber("Parameters", short_count(parameters), count(parameters)))
@@ -50,6 +51,14 @@ def key_numbers(data: RunData) -> list[KeyNumber]:
     each = ", ".join(f"{name} {duration(manifest.seconds)}" for name, manifest in manifests.items())
     found.append(KeyNumber("Time", duration(total), each))
     return found
+
+
+def source(recipe: Recipe) -> KeyNumber:
+    """What the run started from."""
+    path, seed = recipe.model.path, recipe.model.random_seed
+    if seed is not None:
+        return KeyNumber("Source", "random weights", f"{path}, drawn from seed {seed}")
+    return KeyNumber("Source", path.rstrip("/").rsplit("/", 1)[-1], path)
 
 
 def training(label: str, facts: dict[str, Any]) -> KeyNumber:
