@@ -32,8 +32,11 @@ def main() -> None:
             (Path(case["out"]) / f"{case['name']}.json").write_text(json.dumps(found))
 
 
-def train(case: dict) -> dict[str, list[float]]:
-    """Losses and gradient norms of all steps, and the trained model's loss of every token of two held-out rows."""
+def train(case: dict) -> dict[str, list]:
+    """Losses and gradient norms of all steps, and the trained model's loss of every token of two held-out rows.
+
+    Also the names of the parameters that decay.
+    """
     from megatron.core import parallel_state
 
     from data_prep.artifact import ShardSet
@@ -42,14 +45,16 @@ def train(case: dict) -> dict[str, list[float]]:
     from model_surgery.megatron.model import token_losses
     from pipeline.recalibration.batches import micro_batches, read_rows
     from pipeline.recalibration.config import RecalibrationConfig
-    from pipeline.recalibration.engine import build_engine
+    from pipeline.recalibration.engine import build_engine, parameter_groups
     from pipeline.recalibration.loss import loss_factor, share_of_loss
     from pipeline.recalibration.schedule import lr_factor
 
     config, device = RecalibrationConfig.model_validate(case["config"]), torch.device("cpu")
     shards, layout = ShardSet.load(Path(case["shards"])), Layout.load(Path(case["layout"]))
     slices = read_rank(Path(case["layout"]), layout, parallel_state.get_tensor_model_parallel_rank())
-    engine = build_engine(config, layout, slices, case["position"])
+    engine = build_engine(config, layout, slices, "none")
+    decaying = {id(parameter) for parameter in parameter_groups(engine.module, config.weight_decay)[0]["params"]}
+    names = [name for name, parameter in engine.module.named_parameters() if id(parameter) in decaying]
     steps = config.steps(shards.row_length)
     sizes = {"train_rows": steps * config.batch, "validation_rows": 7, "cache_dir": Path(case["out"]) / "row-index"}
     rows = build_rows(shards, Path(case["shards"]), mask_documents=config.mask_documents, **sizes)
@@ -72,7 +77,7 @@ def train(case: dict) -> dict[str, list[float]]:
     with torch.no_grad():
         after = token_losses(engine, held.tokens, held.labels, held.documents).flatten().tolist()
     engine.destroy()
-    return {"losses": losses, "grad_norms": grad_norms, "held_out": after}
+    return {"losses": losses, "grad_norms": grad_norms, "held_out": after, "decaying": names}
 
 
 if __name__ == "__main__":
