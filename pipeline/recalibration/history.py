@@ -5,6 +5,7 @@ from pathlib import Path
 
 from model_surgery.files import write_text
 from pipeline.recalibration.checkpoints.state import STATE_FILE, PortableState, read_state
+from pipeline.recalibration.measured import VALIDATION_FILE
 from pipeline.recalibration.metrics import METRICS_FILE, keep_steps
 
 CONTINUED_FILE = "continued_from.json"
@@ -12,18 +13,19 @@ CONTINUED_FILE = "continued_from.json"
 
 
 def adopt_history(checkpoint: Path, out_dir: Path) -> None:
-    """Gives a training the metrics of a checkpoint that is not its own, and a record of it.
+    """Gives a training the metrics and validations of a checkpoint that is not its own, and a record of it.
 
-    A portable checkpoint brings them along; those of a run lie two folders above its checkpoints.
+    A portable checkpoint brings its metrics along; those of a run lie two folders above its checkpoints.
     """
     state = read_state(checkpoint)
     portable = isinstance(state, PortableState)
-    metrics = (checkpoint if portable else checkpoint.resolve().parent.parent) / METRICS_FILE
-    # Lines that are there are of an attempt at this same step, or of a training that this one does not go on with.
-    (out_dir / METRICS_FILE).unlink(missing_ok=True)
-    if metrics.is_file() and state is not None:
-        write_text(out_dir / METRICS_FILE, metrics.read_text(encoding="utf-8"))
-        keep_steps(out_dir / METRICS_FILE, state.step)
+    folder = checkpoint if portable else checkpoint.resolve().parent.parent
+    for name in (METRICS_FILE, VALIDATION_FILE):
+        # Lines that are there are of an attempt at this same step, or of a training that this one does not go on with.
+        (out_dir / name).unlink(missing_ok=True)
+        if (folder / name).is_file() and state is not None:
+            write_text(out_dir / name, (folder / name).read_text(encoding="utf-8"))
+            keep_steps(out_dir / name, state.step)
     write_text(out_dir / CONTINUED_FILE, (checkpoint / STATE_FILE).read_text(encoding="utf-8"))
 
 

@@ -27,7 +27,7 @@ MEASURED = frozenset(
 )
 """Numbers of a line that clocks and machines decide; all others are the same in every run of the same training."""
 _SECONDS_BETWEEN_LINES = 30.0
-Value = float | str | None | list[float]
+Value = float | str | None | list[float | None]
 
 
 class Metrics:
@@ -94,7 +94,7 @@ class Metrics:
             self._tensorboard.add_scalar(name, value, step)
         elif isinstance(value, list):
             for layer, number in enumerate(value):
-                self._tensorboard.add_scalar(f"{name}/layer_{layer:02d}", number, step)
+                self._plot(f"{name}/layer_{layer:02d}", number, step)
 
     def _show(self, step: int, line: Mapping[str, Value]) -> None:
         """Moves the bar; where nobody watches a terminal (a job's log), says a line every half minute instead."""
@@ -132,7 +132,9 @@ def clock(seconds: float) -> str:
 
 
 def finite(value: Value) -> Value:
-    """The value, or None in place of a number that JSON does not have."""
+    """The value, or None in place of a number that JSON does not have; so in a list."""
+    if isinstance(value, list):
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,13 +1,9 @@
 """A run's folder: complete stages are skipped, others refused, a kill leaves what the next attempt goes on with."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,32 +145,6 @@ def test_inspect_verify_names_a_flipped_byte(copied: Path, drope: Any) -> None:
     assert result.returncode == 2 and victim.name in result.stderr
 
 
-def test_a_run_killed_in_recalibration_goes_on_and_ends_the_same(
-    finished: Path, write_recipe: Callable[..., Path], tmp_path: Path, drope: Any
-) -> None:
-    recipe = write_recipe()
-    folder = tmp_path / "runs" / "tiny" / "recalibration"
-    command = [sys.executable, "-m", "pipeline.cli", "run", str(recipe)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    for _ in poll(240):
-        if any(folder.glob("checkpoints/step-*/complete")):
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (folder / "manifest.json").exists()
-    for _ in poll(30):
-        if not workers_of(tmp_path):
-            break
-    assert workers_of(tmp_path) == []  # a killed run leaves no process that still writes
-    result = drope("run", recipe)
-    assert result.returncode == 0, result.stderr
-    whole = finished / "runs" / "tiny" / "recalibration"
-    assert timeless_metrics(folder) == timeless_metrics(whole)
-    assert (folder / "layout" / "tp00-0000.safetensors").read_bytes() == (
-        whole / "layout" / "tp00-0000.safetensors"
-    ).read_bytes()
-
-
 def test_a_stage_that_was_cut_off_with_other_settings_is_refused(copied: Path, drope: Any) -> None:
     folder = copied / "runs/tiny/recalibration"
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -195,31 +165,3 @@ def test_a_full_disk_is_one_clear_line(write_recipe: Callable[..., Path], small_
     assert leftovers == []
     for checkpoint in small_disk.rglob("step-*"):
         assert (checkpoint / "complete").is_file()
-
-
-def poll(seconds: float) -> Iterator[None]:
-    """Comes back every 0.2 s until the time is over, then fails."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        yield
-        time.sleep(0.2)
-    pytest.fail(f"nothing happened in {seconds} s")
-
-
-def workers_of(folder: Path) -> list[str]:
-    """Command lines of living processes that name `folder`, but this one's."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = entry.read_bytes().replace(b"\0", b" ").decode()
-        except OSError:  # it ended while we looked
-            continue
-        if str(folder) in line and str(os.getpid()) != entry.parent.name:
-            found.append(line)
-    return found
-
-
-def timeless_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl without what depends on the clock."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in lines]

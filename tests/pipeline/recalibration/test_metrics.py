@@ -63,10 +63,11 @@ def test_numbers_that_are_not_finite_are_null_and_a_skip_says_why(tmp_path: Path
     monkeypatch.setattr("pipeline.recalibration.metrics._SECONDS_BETWEEN_LINES", 0.0)
     with Metrics(tmp_path, done=0, steps=10, description="test") as metrics:
         reason = "gradient norm is not finite (inf)"
-        metrics.write(1, numbers(math.nan) | {"grad_norm": math.inf, "skipped": reason, "logits": [1.0, 2.0]})
+        metrics.write(1, numbers(math.nan) | {"grad_norm": math.inf, "skipped": reason, "logits": [1.0, 2.0, math.inf]})
         metrics.event("skip", 1, reason=reason, loss=math.nan, in_a_row=1)
     (line,) = read_metrics(tmp_path)
     assert (line["loss"], line["grad_norm"], line["skipped"]) == (None, None, reason)
+    assert line["logits"] == [1.0, 2.0, None]
     assert f"update skipped: {reason}" in capsys.readouterr().err
     (event,) = read_events(tmp_path)
     assert (event["event"], event["step"], event["loss"], event["in_a_row"]) == ("skip", 1, None, 1)
