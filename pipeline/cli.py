@@ -197,14 +197,8 @@ def reshard(path: Path, tensor_parallel: int, out: Path) -> None:
     (recalibration/checkpoints/step-XXXXXXXX). Every tensor is put together from its slices and cut anew, one at a
     time, on this machine, with no GPU; from N to M ranks and back gives the same bytes.
 
-    The new checkpoint holds the weights and the optimizer's state in fp32; any number of data-parallel ranks at any
-    ZeRO stage can go on with it. To go on at TP 1 with a training that ran at TP 2:
-
-    \b
-        drope surgery RECIPE name=NEW surgery.tensor_parallel=1
-        drope reshard runs/OLD/recalibration/checkpoints/step-00000500 --tensor-parallel 1 \\
-              --out runs/NEW/recalibration/checkpoints/step-00000500
-        drope run RECIPE name=NEW surgery.tensor_parallel=1
+    The new checkpoint holds the weights and the optimizer's state in fp32, with digests and no pickle, for any ranks. A
+    run needs none of this to go on with other ranks: change surgery.tensor_parallel or recalibration.data_parallel.
     """
     from pipeline.reshard import reshard as write
 
