@@ -16,6 +16,7 @@ from model_surgery.qk_norm import initial_norms, with_qk_norm
 from model_surgery.shape import read_shape
 from pipeline.processes import torchrun
 from pipeline.recalibration.config import RecalibrationConfig
+from tests.pipeline.recalibration.conftest import BATCH, ROW
 from tests.pipeline.recalibration.test_qk_norm_training import add_trained_norms
 
 DECAY = {"weight_decay": 0.1}
@@ -24,10 +25,11 @@ AGAINST_REFERENCE = {
     "full norms, ZeRO 3": ("full", "odd", {"zero_stage": 3, "sequence_parallel": True, "recompute": "full"}),
     "norms per head, masked": ("per_head", "qwen2", {"zero_stage": 2, "sequence_parallel": True} | DECAY),
 }
+SHORT = {"tokens": 4 * BATCH * ROW}
 RECOMPUTED = {
-    "bf16, ZeRO 1, tied": ("none", "tied", {"zero_stage": 1, "precision": "bf16"}),
-    "bf16, ZeRO 3, full norms": ("full", "odd", {"zero_stage": 3, "precision": "bf16"}),
-    "fp32, ZeRO 2, masked": ("per_head", "qwen2", {"zero_stage": 2, "mask_documents": True}),
+    "bf16, ZeRO 1, tied": ("none", "tied", {"zero_stage": 1, "precision": "bf16"} | SHORT),
+    "bf16, ZeRO 3, full norms": ("full", "odd", {"zero_stage": 3, "precision": "bf16"} | SHORT),
+    "fp32, ZeRO 2, masked": ("per_head", "qwen2", {"zero_stage": 2} | SHORT),
 }
 
 
@@ -111,7 +113,7 @@ def test_parts_of_rows_are_trained_like_whole_ones(
 @pytest.mark.parametrize("name", RECOMPUTED)
 def test_recomputed_layers_change_no_bit(name: str, trained: dict[str, dict[str, list]]) -> None:
     assert trained[f"{name} again"] == trained[name]
-    assert len(set(trained[name]["losses"])) == 10
+    assert len(set(trained[name]["losses"])) == 4
 
 
 @pytest.mark.slow

@@ -1,0 +1,79 @@
+"""One of two TP ranks that trains models of random weights and measures what that takes of its resident memory.
+
+`torchrun ... -m tests.pipeline.memory_worker CASES.json`; rank 0 leaves found.json beside it: bytes by name.
+"""
+
+import gc
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from pipeline.processes import die_with_parent
+
+
+def main() -> None:
+    die_with_parent()
+    import deepspeed
+
+    from model_surgery.megatron.cpu import use_cpu_if_no_gpu
+    from model_surgery.megatron.model import start_parallel
+
+    logging.getLogger().setLevel(logging.ERROR)
+    use_cpu_if_no_gpu()
+    deepspeed.init_distributed("gloo", verbose=False)
+    start_parallel(2)
+    path = Path(sys.argv[1])
+    found = {case["name"]: measure(case) for case in json.loads(path.read_text())}
+    if torch.distributed.get_rank() == 0:
+        (path.parent / "found.json").write_text(json.dumps(found))
+
+
+def measure(case: dict) -> int:
+    """Bytes at the peak of the second step, beyond those before the model was built."""
+    from model_surgery.megatron.model import build_model, token_losses
+    from model_surgery.shape import ModelShape
+    from pipeline.recalibration.config import RecalibrationConfig
+    from pipeline.recalibration.engine import DTYPES, build_engine
+
+    shape = ModelShape.model_validate(case["shape"])
+    config = RecalibrationConfig.model_validate(
+        {**case["config"], "schedule": {"warmup_steps": 0}}  # a dump names both ways to say how long it is
+    )
+    gc.collect()
+    before = resident("VmRSS")
+    weights = {
+        name: torch.rand_like(tensor) * 0.02
+        for name, tensor in build_model(shape, position_embedding="none", dtype=DTYPES[config.precision])
+        .state_dict()
+        .items()
+        if tensor is not None
+    }
+    engine = build_engine(config, SimpleNamespace(shape=shape), weights, "none")
+    del weights
+    for _ in range(2):
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        rows = torch.randint(shape.vocab, (config.micro_batch, shape.context + 1))
+        documents = torch.arange(shape.context).expand(config.micro_batch, -1) // 256
+        engine.backward(
+            token_losses(engine, rows[:, :-1], rows[:, 1:], documents if config.mask_documents else None).mean()
+        )
+        engine.step()
+    peak = resident("VmHWM")
+    engine.destroy()
+    return peak - before
+
+
+def resident(field: str) -> int:
+    """A number of /proc/self/status in bytes."""
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()
