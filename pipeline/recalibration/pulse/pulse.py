@@ -99,7 +99,7 @@ class Pulse:
         time.sleep(2 * self._interval)
         record.join(_RECORD_SECONDS)
         try:
-            kill_frozen_siblings(fault, self._host)
+            kill_what_hangs(fault, self._host)
         finally:
             os._exit(EXIT_CODE)
 
@@ -117,15 +117,17 @@ class Pulse:
             faulthandler.dump_traceback(file)
 
 
-def kill_frozen_siblings(fault: Fault, host: str) -> None:
-    """SIGKILL for those of the fault's ranks that do not answer and run on this host.
+def kill_what_hangs(fault: Fault, host: str) -> None:
+    """SIGKILL for processes around this one that cannot end by themselves.
 
-    torchrun would wait half a minute for a frozen process to take its SIGTERM. Ranks of a host have the same parent,
-    by which they are told from other processes that have come to their numbers.
+    Ranks of this host that do not answer: torchrun would wait half a minute for them to take its SIGTERM. They are
+    looked for among its children, since other processes may have come to their numbers. And torchrun itself, whose
+    calls of an unreachable store never return; its other ranks end with it.
     """
-    if fault.kind != "silent":
-        return
-    silent = {pid for pid, its_host in zip(fault.pids, fault.hosts, strict=True) if its_host == host}
-    for process in psutil.Process(os.getppid()).children():
-        if process.pid in silent:
-            process.send_signal(signal.SIGKILL)
+    if fault.kind == "unreachable" and "TORCHELASTIC_RUN_ID" in os.environ:
+        os.kill(os.getppid(), signal.SIGKILL)
+    if fault.kind == "silent":
+        silent = {pid for pid, its_host in zip(fault.pids, fault.hosts, strict=True) if its_host == host}
+        for process in psutil.Process(os.getppid()).children():
+            if process.pid in silent:
+                process.send_signal(signal.SIGKILL)
