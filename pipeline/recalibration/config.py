@@ -19,7 +19,9 @@ class ScheduleConfig(_Section):
     kind: Literal["constant", "cosine", "wsd"] = Field(
         "cosine", description="shape after the warm-up; wsd: stable, then a decay over the last decay_steps"
     )
-    warmup_steps: int = Field(100, ge=0, description="linear warm-up from 0, steps")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="linear warm-up from 0, steps; 100 if warmup_tokens is not given either"
+    )
     warmup_tokens: int | None = Field(
         None, ge=0, description="the warm-up in tokens, instead of warmup_steps; rounded up to whole steps"
     )
@@ -33,7 +35,7 @@ class ScheduleConfig(_Section):
             raise ValueError("decay_steps must be given with kind: wsd and with no other")
         if self.decay != "cosine" and self.kind != "wsd":
             raise ValueError("decay is the shape of wsd's final decay; take it out or use kind: wsd")
-        if self.warmup_tokens is not None and "warmup_steps" in self.model_fields_set:
+        if self.warmup_tokens is not None and self.warmup_steps is not None:
             raise ValueError("warmup_steps and warmup_tokens both say how long the warm-up is; give one of them")
         return self
 

@@ -22,7 +22,7 @@ from pipeline.recalibration.phases import phases, refuse_unfit
 from pipeline.recalibration.pulse import Fault
 from pipeline.recalibration.ranks import device_memory, resolve
 from pipeline.recalibration.schedule import warmup_steps
-from pipeline.recalibration.validation import check_validation
+from pipeline.recalibration.validation_check import check_validation
 from pipeline.recalibration.wandb_sync import check_wandb
 
 log = logging.getLogger(__name__)

@@ -4,12 +4,14 @@ import math
 
 from pipeline.recalibration.config import ScheduleConfig
 
+_WARMUP_STEPS = 100
+
 
 def warmup_steps(schedule: ScheduleConfig, tokens_per_step: int) -> int:
     """Length of the warm-up in steps, whichever way it is given."""
-    if schedule.warmup_tokens is None:
-        return schedule.warmup_steps
-    return -(-schedule.warmup_tokens // tokens_per_step)
+    if schedule.warmup_tokens is not None:
+        return -(-schedule.warmup_tokens // tokens_per_step)
+    return _WARMUP_STEPS if schedule.warmup_steps is None else schedule.warmup_steps
 
 
 def lr_factor(step: int, steps: int, schedule: ScheduleConfig, tokens_per_step: int) -> float:

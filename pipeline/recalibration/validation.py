@@ -12,11 +12,10 @@ from torch import Tensor
 from data_prep.artifact import ShardSet
 from data_prep.rows import RowDataset, build_rows
 from model_surgery.megatron.model import token_losses
-from pipeline.errors import RecipeError
 from pipeline.recalibration.batches import read_rows
 from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.measured import Measured
-from pipeline.recalibration.recall_probe import SEQUENCE, SHORTEST_ROW, probe_rows, recalled
+from pipeline.recalibration.recall_probe import probe_rows, recalled
 
 _PARTS = 16
 
@@ -42,7 +41,7 @@ class Validation:
     def build(
         cls, config: RecalibrationConfig, shards: ShardSet, folder: Path, cache_dir: Path, device: torch.device
     ) -> "Validation":
-        """Rows of every length; the shards lie in `folder`, and `check_validation` must have passed.
+        """Rows of every length; the shards lie in `folder`, and `validation_check.check_validation` must have passed.
 
         At the training length they are the `validation` rows of `build_rows`. Of longer ones there are as many as make
         about as many tokens; so many fewer go through the model at once.
@@ -147,24 +146,3 @@ def held_out_rows(
         cache_dir=cache_dir,
     )
     return rows.validation
-
-
-def check_validation(config: RecalibrationConfig, shards: ShardSet) -> None:
-    """Whether what is to be validated can be.
-
-    Raises: RecipeError if the held-out documents hold no row of a wanted length, or rows are too short for recall.
-    """
-    most = max(source.validation.tokens for source in shards.sources)
-    for multiple in config.validation_lengths:
-        length = multiple * shards.row_length
-        if most <= length:
-            less = "" if multiple == 1 else f"take {multiple} out of recalibration.validation_lengths, or "
-            raise RecipeError(
-                f"validation at {multiple}x: a row of {length:,} tokens needs a source with {length + 1:,} held-out "
-                f"tokens, the largest has {most:,}; {less}raise data.validation_fraction"
-            )
-    if config.recall_samples and shards.row_length < SHORTEST_ROW:
-        raise RecipeError(
-            f"recalibration.recall_samples = {config.recall_samples}: a sequence of {SEQUENCE} tokens does not fit "
-            f"twice into a row of {shards.row_length}; use recall_samples = 0, or data.row_length = {SHORTEST_ROW}"
-        )

@@ -45,7 +45,7 @@ def begin_moments(engine: deepspeed.DeepSpeedEngine, updates: int) -> None:
         flats = [group["params"][0] for group in optimizer.param_groups]
     for flat in flats:
         moments = {key: torch.zeros_like(flat.detach()) for key in MOMENTS}
-        optimizer.state[flat] = {"step": torch.tensor(float(updates)), **moments}
+        optimizer.state[flat] = {"step": torch.tensor(float(updates), device=flat.device), **moments}
     if not is_stage_3:
         # Gives every parameter its view into the flat moments, as the first step would.
         optimizer._lazy_init_hp_params_optimizer_state()

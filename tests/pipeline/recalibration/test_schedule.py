@@ -52,6 +52,8 @@ def test_wsd_may_decay_linearly() -> None:
 
 def test_a_warmup_in_tokens_takes_whole_steps() -> None:
     schedule = ScheduleConfig(kind="constant", warmup_tokens=3 * TOKENS_PER_STEP + 1)
+    assert ScheduleConfig.model_validate_json(schedule.model_dump_json()) == schedule  # as ranks and recipe.yaml get it
+    assert warmup_steps(ScheduleConfig(), TOKENS_PER_STEP) == 100
     assert warmup_steps(schedule, TOKENS_PER_STEP) == 4
     assert factors(5, kind="constant", warmup_tokens=4 * TOKENS_PER_STEP) == [0.25, 0.5, 0.75, 1.0, 1.0]
 

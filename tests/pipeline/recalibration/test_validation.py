@@ -22,7 +22,8 @@ from pipeline.processes import torchrun
 from pipeline.recalibration import recall_probe
 from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.measured import Measured, read_validation, write_validation
-from pipeline.recalibration.validation import check_validation, held_out_rows, position_sums
+from pipeline.recalibration.validation import held_out_rows, position_sums
+from pipeline.recalibration.validation_check import check_validation
 from tests.pipeline.recalibration.induction import VOCAB, write_induction_model
 
 EOS, ROW, LR = 1, 32, 3e-3
