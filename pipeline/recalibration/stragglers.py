@@ -48,8 +48,8 @@ class OwnTime:
     Around the wait for data and the forward passes, with TP groups within hosts and ZeRO 1 or 2, this is the time of
     the rank's TP group: ranks of one group wait for each other in every layer and show the same. Under ZeRO 3 forward
     passes gather weights from all ranks: the fast ones' times hold some of their waiting, and the ratio is too small.
-    Backward passes are left out: they reduce gradients over all ranks. On a GPU the time is the stream's, between two events; it is read where the step
-    has to wait for the GPU anyway.
+    Backward passes are left out: they reduce gradients over all ranks. On a GPU the time is the stream's, between two
+    events; it is read where the step has to wait for the GPU anyway.
     """
 
     def __init__(self, device: torch.device) -> None:
