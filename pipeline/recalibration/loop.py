@@ -127,7 +127,7 @@ class Training:
         if done == 0:
             self.record(0, self.validate(0))
         elif done == self.phase.first - 1:
-            found = self.validation.measure(self.engine).scalars()
+            found = self.validation.measure(self.engine, self.pulse.progress).scalars()
             if self.metrics:
                 self.metrics.event("dropped", done, **found)
         ahead = ReadAhead(self.read, done + 1, self.phase.last)
@@ -156,6 +156,7 @@ class Training:
         if looks:
             numbers |= self.watch.numbers()
         if self.keeping.saver.is_writing and reports.all_written:
+            self.pulse.mark(step, "publish")
             self.keeping.publish()
         if step % config.validation_every == 0 or step == self.phase.last:
             numbers |= self.validate(step)

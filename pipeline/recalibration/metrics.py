@@ -47,7 +47,7 @@ class Metrics:
         first = done + 1 if done else 0
         keep_steps(self.path, first - 1)
         self._file = self.path.open("a", encoding="utf-8")
-        self._events = (folder / EVENTS_FILE).open("a", encoding="utf-8")
+        self._folder = folder
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
         self._description, self._steps, self._said = description, steps, time.monotonic()
         self._bar = tqdm(total=steps, initial=done, desc=description, unit="step", disable=None)
@@ -62,7 +62,6 @@ class Metrics:
         self._tensorboard.close()
         self.sync()
         self._file.close()
-        self._events.close()
         self._outside.close()
 
     def write(self, step: int, numbers: Mapping[str, Value]) -> None:
@@ -77,11 +76,7 @@ class Metrics:
 
     def event(self, kind: str, step: int, **facts: Value) -> None:
         """Adds a decision, or what led to one, to events.jsonl; on disk when it returns."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        line = {name: finite(value) for name, value in facts.items()}
-        self._events.write(json.dumps({"time": now, "step": step, "event": kind, **line}) + "\n")
-        self._events.flush()
-        os.fsync(self._events.fileno())
+        line = append_event(self._folder, kind, step, **facts)
         self._tensorboard.add_text("events", f"{kind}: {json.dumps(line)}", step)
         self._tensorboard.add_scalar(f"events/{kind}", 1, step)
 
@@ -111,6 +106,17 @@ class Metrics:
         """Lets the lines so far survive a power loss: called with every checkpoint."""
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def append_event(folder: Path, kind: str, step: int, **facts: Value) -> dict[str, Value]:
+    """Adds a line to a training's events.jsonl, on disk when it returns; its facts as they stand there."""
+    line = {name: finite(value) for name, value in facts.items()}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    with (folder / EVENTS_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"time": now, "step": step, "event": kind, **line}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return line
 
 
 def progress(line: Mapping[str, Value]) -> str:

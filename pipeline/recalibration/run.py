@@ -17,7 +17,7 @@ from pipeline.recalibration.checkpoints.state import read_state
 from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.history import continued_from
 from pipeline.recalibration.job import End, Job
-from pipeline.recalibration.metrics import read_events, read_metrics
+from pipeline.recalibration.metrics import append_event, read_events, read_metrics
 from pipeline.recalibration.phases import phases, refuse_unfit
 from pipeline.recalibration.pulse import Fault
 from pipeline.recalibration.ranks import device_memory, resolve
@@ -108,6 +108,7 @@ def launch(job: Job) -> End:
         # Where torchrun was told to end too, or a rank refused, it fails although its ranks said why.
         end = End.take(job.out_dir)
         if end is None and (fault := Fault.take(job.out_dir)):
+            append_event(job.out_dir, "hang", fault.step, line=fault.line)
             raise StageFailed(fault.line) from None
         if end is None:
             raise
