@@ -55,7 +55,6 @@ CASES = {
     "zero3-tp2dp2-to-tp1": Case("odd", "fp32", ODD_ZERO_3, Ranks(1, 1, 3), 1e-5),
     "zero3-tp2dp2-to-zero2": Case("odd", "fp32", ODD_ZERO_3, Ranks(2, 1, 2), 1e-5, True),
     "qwen2-zero2-tp2-to-tp3": Case("qwen2", "fp32", QWEN2_ZERO_2, Ranks(3, 1, 1), 1e-5),
-    "zero1-same-ranks": Case("odd", "fp32", ODD_ZERO_1, ODD_ZERO_1, 0.0, True),
     "zero3-same-ranks": Case("odd", "fp32", ODD_ZERO_3, ODD_ZERO_3, 0.0, True),
     "bf16-zero1-same-ranks": Case("odd", "bf16", Ranks(2, 2, 1), Ranks(2, 2, 1), 0.0, True),
     "bf16-zero1-to-tp1-zero3": Case("odd", "bf16", Ranks(2, 2, 1), Ranks(1, 2, 3), 2e-2),

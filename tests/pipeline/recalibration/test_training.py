@@ -80,9 +80,7 @@ def test_padding_changes_nothing_and_stays_zero(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_bf16_resumes_bit_identical_and_its_export_passes(
-    zero_stage: int,
     tiny_model: Path,
     layouts: dict[str, Path],
     shards: Path,
@@ -91,7 +89,7 @@ def test_bf16_resumes_bit_identical_and_its_export_passes(
     without_measured: Callable[[list[dict]], list[dict]],
     tmp_path: Path,
 ) -> None:
-    config = settings(data_parallel=1, zero_stage=zero_stage, precision="bf16")
+    config = settings(data_parallel=1, zero_stage=2, precision="bf16")
     whole = train(config, layouts["untied"], shards, tmp_path / "whole")
     broken = tmp_path / "broken"
     shutil.copytree(tmp_path / "whole", broken)
