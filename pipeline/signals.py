@@ -39,13 +39,14 @@ def wait_and_pass_on(process: subprocess.Popen[bytes]) -> int:
                 raise KeyboardInterrupt
             print("stopping after this step, with a checkpoint; Ctrl-C again: at once, without", file=sys.stderr)
         wishes.append(number)
+        tell_children(process.pid, signal.SIGUSR1)
 
     with _handled((signal.SIGUSR1, signal.SIGTERM, signal.SIGINT), wish):
         while True:
             try:
                 return process.wait(timeout=_SECONDS_BETWEEN_WISHES)
             except subprocess.TimeoutExpired:
-                if wishes:  # again and again: ranks that are just starting do not listen yet
+                if wishes:  # again: ranks that were just starting did not listen yet
                     tell_children(process.pid, signal.SIGUSR1)
 
 

@@ -58,16 +58,25 @@ class Victim:
         """Kills the training at `kills` random moments, then lets it end."""
         draw = random.Random(self.seed)
         for number in range(kills):
-            process, how = self.start(), HOW[(self.seed + number) % len(HOW)]
+            how, sessions = HOW[(self.seed + number) % len(HOW)], self.sessions()
+            process = self.start()
+            # A signal means something from the first step of a session; SIGKILL may also come while it starts.
+            while how != "SIGKILL" and self.sessions() == sessions and process.poll() is None:
+                time.sleep(0.01)
             # Kills spread over the training: the next share of its steps each, and a moment within a step.
-            first = STEPS * number // kills
-            self.wait_for(process, how, draw.randint(first, first + STEPS // kills - 1), draw.uniform(0.0, 0.1))
+            first, share = STEPS * number // kills, STEPS // kills
+            last = min(first + share - 1, STEPS - CHECKPOINT_EVERY - 2)  # a save, and steps to stop in, must come yet
+            self.wait_for(process, how, draw.randint(first, last), draw.uniform(0.0, 0.05))
             if process.poll() is None:
                 self.kill(process, how)
                 self.kills[how] += 1
             self.codes.append(process.wait(timeout=120))
             self.wait_until_gone()
         assert self.start().wait(timeout=300) == 0, (self.job.out_dir / "command.log").read_text()[-5000:]
+
+    def sessions(self) -> int:
+        """How often processes have begun to train."""
+        return sum(event["event"] == "started" for event in read_events(self.job.out_dir))
 
     def wait_for(self, process: subprocess.Popen[bytes], how: str, step: int, delay: float) -> None:
         """Until the step's line is written (for a kill in a save: until files of a checkpoint are)."""
@@ -84,8 +93,8 @@ class Victim:
     def kill(self, process: subprocess.Popen[bytes], how: str) -> None:
         if "a rank" not in how:
             process.send_signal(getattr(signal, how.split()[0]))
-        elif ranks := self.ranks():
-            random.Random(self.seed).choice(ranks).send_signal(getattr(signal, how.split()[0]))
+        else:
+            random.Random(self.seed).choice(self.ranks()).send_signal(getattr(signal, how.split()[0]))
 
     def ranks(self) -> list[psutil.Process]:
         """The training processes of this victim."""
