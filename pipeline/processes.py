@@ -25,8 +25,8 @@ def tools_path() -> str:
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
-def torchrun(module: str, arguments: list[str], *, processes: int, log: Path) -> None:
-    """Runs `python -m module` in `processes` ranks on this machine.
+def torchrun(module: str, arguments: list[str], *, processes: int, log: Path) -> bool:
+    """Runs `python -m module` in `processes` ranks on this machine; whether they were asked to end meanwhile.
 
     Standard error (progress, errors) stays visible; what the engine prints to standard output goes to `log`.
 
@@ -39,12 +39,13 @@ def torchrun(module: str, arguments: list[str], *, processes: int, log: Path) ->
         options = {"preexec_fn": _before_torchrun, "start_new_session": True}
         process = subprocess.Popen(command, env=worker_environment(processes), stdout=output, **options)
         try:
-            code = wait_and_pass_on(process)
+            asked = wait_and_pass_on(process)
         finally:
             process.kill()  # its ranks die with it
             process.wait()
-    if code:
-        raise StageFailed(f"{module} ended with code {code}; its messages stand above")
+    if process.returncode:
+        raise StageFailed(f"{module} ended with code {process.returncode}; its messages stand above")
+    return asked
 
 
 def _before_torchrun() -> None:

@@ -26,8 +26,8 @@ def stopped_by_signals() -> Iterator[None]:
         yield
 
 
-def wait_and_pass_on(process: subprocess.Popen[bytes]) -> int:
-    """Waits for a torchrun; signals that ask for an end are passed to its ranks as SIGUSR1. Returns its exit code.
+def wait_and_pass_on(process: subprocess.Popen[bytes]) -> bool:
+    """Waits for a torchrun; signals that ask for an end are passed to its ranks as SIGUSR1. Returns whether one came.
 
     The ranks end by themselves, after a checkpoint; a second Ctrl-C does not wait for that.
     """
@@ -44,7 +44,8 @@ def wait_and_pass_on(process: subprocess.Popen[bytes]) -> int:
     with _handled((signal.SIGUSR1, signal.SIGTERM, signal.SIGINT), wish):
         while True:
             try:
-                return process.wait(timeout=_SECONDS_BETWEEN_WISHES)
+                process.wait(timeout=_SECONDS_BETWEEN_WISHES)
+                return bool(wishes)
             except subprocess.TimeoutExpired:
                 if wishes:  # again: ranks that were just starting did not listen yet
                     tell_children(process.pid, signal.SIGUSR1)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.recalibration.checkpoints import folders
-from pipeline.recalibration.checkpoints.state import read_state
+from pipeline.recalibration.checkpoints.state import readable_state
 from pipeline.recalibration.config import GuardConfig
 from pipeline.recalibration.guard.rollbacks import Rollback, decide, recurs, why_stop, write_rollbacks
 from pipeline.recalibration.job import End, Job
@@ -34,7 +34,7 @@ def go_back(job: Job, step: int, in_a_row: int, rollbacks: tuple[Rollback, ...],
 
 def calm_steps(folder: Path) -> list[int]:
     """Steps of the checkpoints at which no update was being skipped."""
-    states = map(read_state, folders.complete(folder))
+    states = map(readable_state, folders.complete(folder))
     return [state.step for state in states if state is not None and state.calm]
 
 

@@ -38,7 +38,6 @@ def continued_from(out_dir: Path) -> dict[str, dict[str, object]]:
     """The fact, for the manifest of a training, that it went on from another's checkpoint; empty if it did not."""
     if not (out_dir / CONTINUED_FILE).is_file():
         return {}
-
     said = json.loads((out_dir / CONTINUED_FILE).read_text(encoding="utf-8"))
     digests = {name: file["sha256"] for name, file in said.get("files", {}).items()} or said.get("digests", {})
     return {"continued_from": {"step": said["step"], "source": said["source"], "digests": digests}}

@@ -11,9 +11,9 @@ from model_surgery.layout import LAYOUT_FILE, Layout
 from pipeline.disk import explained_full_disk
 from pipeline.errors import BAD_INPUT, RecipeError, StageFailed, Stopped
 from pipeline.processes import torchrun
-from pipeline.recalibration.checkpoints.folders import newest, remove_incomplete
+from pipeline.recalibration.checkpoints.folders import complete, remove_incomplete
 from pipeline.recalibration.checkpoints.intact import damage
-from pipeline.recalibration.checkpoints.state import read_state
+from pipeline.recalibration.checkpoints.state import readable_state
 from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.history import continued_from
 from pipeline.recalibration.job import End, Job
@@ -75,17 +75,19 @@ def run(
 
 
 def check(job: Job) -> None:
-    """Raises: RecipeError if the training cannot go on from the checkpoint that it would go on from."""
+    """Raises: RecipeError if the training cannot go on from the checkpoint that it would go on from.
+
+    Damaged ones of its own are the processes' business: they go on from the one before.
+    """
     layout, shards = Layout.load(job.layout), ShardSet.load(job.shards)
-    row = shards.row_length
     check_validation(job.config, shards)
     check_wandb(job.config.wandb_project)
-    branch = job.config.branch_from
-    if checkpoint := newest(job.checkpoints) or branch:
-        of_run = phases(job.config, job.position_embedding, layout, row)
-        if checkpoint == branch and (problem := damage(checkpoint)):
-            raise RecipeError(f"recalibration.branch_from = {branch}: {problem}; choose another checkpoint")
-        refuse_unfit(checkpoint, read_state(checkpoint), job.config, of_run, layout, row)
+    own, branch = complete(job.checkpoints), job.config.branch_from
+    if not own and branch and (problem := damage(branch)):
+        raise RecipeError(f"recalibration.branch_from = {branch}: {problem}; choose another checkpoint")
+    of_run = phases(job.config, job.position_embedding, layout, shards.row_length)
+    for checkpoint in own or ([branch] if branch else []):
+        refuse_unfit(checkpoint, readable_state(checkpoint), job.config, of_run, layout, shards.row_length)
 
 
 def launch(job: Job) -> End:
@@ -95,34 +97,28 @@ def launch(job: Job) -> End:
     """
     End.take(job.out_dir)  # of a session that was killed
     Fault.take(job.out_dir)
-    processes = job.tensor_parallel * job.config.data_parallel
+    asked, failure = False, StageFailed("the training processes ended without saying why; see engine.log")
     try:
         with explained_full_disk(job.out_dir):
-            torchrun(
-                WORKER,
-                [str(job.out_dir / "job.json")],
-                processes=processes,
-                log=job.out_dir / "engine.log",
-            )
-    except StageFailed:
+            arguments = [str(job.out_dir / "job.json")]
+            processes = job.tensor_parallel * job.config.data_parallel
+            asked = torchrun(WORKER, arguments, processes=processes, log=job.out_dir / "engine.log")
+    except StageFailed as error:
         # Where torchrun was told to end too, or a rank refused, it fails although its ranks said why.
-        end = End.take(job.out_dir)
-        if end is None and (fault := Fault.take(job.out_dir)):
-            append_event(job.out_dir, "hang", fault.step, line=fault.line)
-            raise StageFailed(fault.line) from None
-        if end is None:
-            raise
-    else:
-        end = End.take(job.out_dir)
+        failure = error
+    end, fault = End.take(job.out_dir), Fault.take(job.out_dir)
+    if end is None and fault is not None:
+        append_event(job.out_dir, "hang", fault.step, line=fault.line)
+        raise StageFailed(fault.line)
     if end is None:
-        raise StageFailed("the training processes ended without saying why; see engine.log")
+        raise failure
     if end.reason == "refused":
         raise RecipeError(end.message)
     if end.reason == "diverged":
         raise StageFailed(
             f"training stopped at step {end.step:,}: {end.message}; see events.jsonl, docs/reliability.md"
         )
-    if end.reason == "stopped":
+    if end.reason == "stopped" or (asked and end.reason != "finished"):
         raise Stopped(f"stopped after step {end.step:,}, whose checkpoint is complete; the next run goes on from it")
     return end
 

@@ -1,7 +1,6 @@
 """Where a training's processes begin: the checkpoint, found intact by all ranks, and the engine made of it."""
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +14,12 @@ from pipeline.recalibration.checkpoints import folders
 from pipeline.recalibration.checkpoints.intact import damage
 from pipeline.recalibration.checkpoints.restore import restore
 from pipeline.recalibration.checkpoints.sources import LayoutWeights, open_source, slices
-from pipeline.recalibration.checkpoints.state import WEIGHTS, DeepSpeedState, State, read_state
-from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.recalibration.checkpoints.state import WEIGHTS, DeepSpeedState, State, read_state, readable_state
 from pipeline.recalibration.engine import build_engine
 from pipeline.recalibration.guard.rollbacks import Rollback
 from pipeline.recalibration.history import adopt_history, forget_history
 from pipeline.recalibration.job import Job
 from pipeline.recalibration.phases import Phase
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Start:
         return self.state.step if self.state else 0
 
 
-def find_start(job: Job, rollbacks: list[Rollback]) -> Start:
+def find_start(job: Job, rollbacks: Sequence[Rollback]) -> Start:
     """The newest checkpoint whose bytes are as written; damaged ones are renamed. All ranks must call it.
 
     Rank 0 also removes what killed saves left and what a return to an older checkpoint has passed over, and gives the
@@ -100,7 +96,7 @@ def open_engine(job: Job, layout: Layout, phase: Phase, start: Start) -> deepspe
 
 def fits(state: State | None, job: Job, phase: Phase) -> bool:
     """Whether ranks of this training can load a checkpoint's files as they are."""
-    config: RecalibrationConfig = job.config
+    config = job.config
     return (
         isinstance(state, DeepSpeedState)
         and (state.tensor_parallel, state.data_parallel) == (job.tensor_parallel, config.data_parallel)
@@ -109,16 +105,16 @@ def fits(state: State | None, job: Job, phase: Phase) -> bool:
     )
 
 
-def _tidy(folder: Path, rollbacks: list[Rollback]) -> list[Path]:
+def _tidy(folder: Path, rollbacks: Sequence[Rollback]) -> list[Path]:
     """The checkpoints that may be gone on from, newest first, after those that may not are removed."""
     folders.remove_incomplete(folder)
     for checkpoint in folders.complete(folder):
-        if is_passed_over(read_state(checkpoint), rollbacks):
+        if is_passed_over(readable_state(checkpoint), rollbacks):
             folders.remove(checkpoint)
     return folders.complete(folder)[::-1]
 
 
-def is_passed_over(state: State | None, rollbacks: list[Rollback]) -> bool:
+def is_passed_over(state: State | None, rollbacks: Sequence[Rollback]) -> bool:
     """Whether the run has gone back to an older step since this state was saved."""
     return state is not None and any(state.step > rollback.to_step for rollback in rollbacks[state.rollbacks :])
 

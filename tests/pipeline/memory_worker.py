@@ -5,7 +5,6 @@
 
 import gc
 import json
-import logging
 import re
 import sys
 from pathlib import Path
@@ -13,20 +12,11 @@ from types import SimpleNamespace
 
 import torch
 
-from pipeline.processes import die_with_parent
+from tests.pipeline.recalibration.ranks_of_a_test import join
 
 
 def main() -> None:
-    die_with_parent()
-    import deepspeed
-
-    from model_surgery.megatron.cpu import use_cpu_if_no_gpu
-    from model_surgery.megatron.model import start_parallel
-
-    logging.getLogger().setLevel(logging.ERROR)
-    use_cpu_if_no_gpu()
-    deepspeed.init_distributed("gloo", verbose=False)
-    start_parallel(2)
+    join(2)
     path = Path(sys.argv[1])
     found = {case["name"]: measure(case) for case in json.loads(path.read_text())}
     if torch.distributed.get_rank() == 0:

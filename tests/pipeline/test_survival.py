@@ -23,15 +23,15 @@ STEPS = 60
 
 @pytest.fixture(scope="module")
 def stopped(raw_recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe whose training was stopped by SIGUSR1 after its second checkpoint."""
+    """A recipe whose training was stopped by SIGUSR1 after its third checkpoint."""
     root = tmp_path_factory.mktemp("stopped")
     recipe = root / "recipe.yaml"
-    training = raw_recipe["recalibration"] | {"tokens": STEPS * 4 * 32, "validation_lengths": [1, 2], "keep_every": 6}
+    training = raw_recipe["recalibration"] | {"tokens": STEPS * 4 * 32, "validation_lengths": [1, 2], "keep_every": 3}
     recipe.write_text(json.dumps({**raw_recipe, "recalibration": training, "runs_dir": str(root / "runs")}))
     command = [sys.executable, "-m", "pipeline.cli", "run", str(recipe), *TRAINING]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     checkpoints, deadline = root / "runs/tiny/recalibration/checkpoints", time.monotonic() + 240
-    while len([*checkpoints.glob("step-*/complete")]) < 2 and time.monotonic() < deadline and process.poll() is None:
+    while len([*checkpoints.glob("step-*/complete")]) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
     _, said = process.communicate(timeout=120)
@@ -48,7 +48,7 @@ def run_of(recipe: Path, name: str = "tiny") -> Path:
 def test_a_stopped_training_has_a_checkpoint_of_its_last_step_that_can_be_exported(stopped: Path, drope: Any) -> None:
     training = run_of(stopped) / "recalibration"
     last = read_metrics(training)[-1]["step"]
-    assert 6 <= last < STEPS
+    assert 9 <= last < STEPS
     assert not (training / "manifest.json").exists()
     made = drope("export", stopped, "--step", "newest")
     assert made.returncode == 0, made.stderr
@@ -59,31 +59,33 @@ def test_a_stopped_training_has_a_checkpoint_of_its_last_step_that_can_be_export
     again, unknown = drope("export", stopped, "--step", last), drope("export", stopped, "--step", 7)
     assert (again.returncode, unknown.returncode) == (2, 2)
     assert "is there already" in again.stderr
-    assert "--step 7: there are complete checkpoints of 6, " in unknown.stderr
+    assert "--step 7: there are complete checkpoints of 3, 6, " in unknown.stderr
     losses = {line["step"]: line["validation_loss"] for line in read_metrics(training) if "validation_loss" in line}
     lowest = min(losses.keys() - {0}, key=losses.__getitem__)
     best = drope("export", stopped, "--step", "best")
     assert best.returncode == 0 and best.stdout.strip().endswith(f"step-{lowest:08d}"), best.stderr
 
 
-def test_a_damaged_checkpoint_is_passed_by_and_other_ranks_go_on(stopped: Path, drope: Any) -> None:
-    """The newest one has a flipped byte; then TP 2 becomes TP 1, one data-parallel rank two, ZeRO 1 ZeRO 2."""
+def test_damaged_checkpoints_are_passed_by_and_other_ranks_go_on(stopped: Path, drope: Any) -> None:
+    """The newest has a flipped byte, the one before a cut state.json; TP 2 x DP 1 becomes TP 1 x DP 2, ZeRO 1 ZeRO 2."""
     training = run_of(stopped) / "recalibration"
-    *_, before, newest = sorted(training.glob("checkpoints/step-*"))
+    *_, intact, before, newest = sorted(training.glob("checkpoints/step-*"))
     victim = max(newest.glob("*.pt"), key=lambda path: path.stat().st_size)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
+    (before / "state.json").write_text((before / "state.json").read_text()[:100])
     changes = ("surgery.tensor_parallel=1", "recalibration.data_parallel=2", "recalibration.zero_stage=2")
     result = drope("run", stopped, *TRAINING, *changes)
     assert result.returncode == 0, result.stderr
     assert f"checkpoint {newest.name} is damaged: the bytes of {victim.name}" in result.stderr
-    assert (training / "checkpoints" / f"damaged-{newest.name}").is_dir()
+    assert f"checkpoint {before.name} is damaged: {before}/state.json: not the state of a checkpoint" in result.stderr
+    assert [path.name for path in training.glob("checkpoints/damaged-*")] == [f"damaged-{before.name}"]  # the last one
     lines, events = read_metrics(training), read_events(training)
     assert [line["step"] for line in lines] == list(range(STEPS + 1))
     assert all("validation_loss_2x" in line for line in lines if "validation_loss" in line)
     started = [(event["step"], event["tensor_parallel"]) for event in events if event["event"] == "started"]
-    assert started == [(0, 2), (int(before.name[5:]), 1)]
+    assert started == [(0, 2), (int(intact.name[5:]), 1)]
     facts = Manifest.load(training).facts
     assert (facts["sessions"], facts["processes"], facts["updates_skipped"], facts["rollbacks"]) == (2, 2, 0, 0)
     assert facts["machines"][0].endswith(": 2 x CPU (x86_64)") or "CUDA" in facts["machines"][0]

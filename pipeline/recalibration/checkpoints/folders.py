@@ -41,12 +41,6 @@ def complete(folder: Path) -> list[Path]:
     return sorted(path for path in found if _NAME.fullmatch(path.name))
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest complete checkpoint."""
-    found = complete(folder)
-    return found[-1] if found else None
-
-
 def mark_complete(checkpoint: Path) -> None:
     """Marks a checkpoint once all its bytes are on disk."""
     sync_tree(checkpoint)

@@ -75,6 +75,14 @@ State = DeepSpeedState | PortableState
 _ANY_STATE: TypeAdapter[State] = TypeAdapter(Annotated[State, Field(discriminator="format")])
 
 
+def readable_state(folder: Path) -> State | None:
+    """The state.json of a checkpoint; None also if it is damaged, for those who look at several checkpoints."""
+    try:
+        return read_state(folder)
+    except RecipeError:
+        return None
+
+
 def read_state(folder: Path) -> State | None:
     """The state.json of a checkpoint; None if there is none, as in checkpoints of earlier versions.
 

@@ -4,27 +4,17 @@ A case names a layout, shards, settings and positional embedding; every rank lea
 """
 
 import json
-import logging
 import sys
 from pathlib import Path
 
 import torch
 
-from pipeline.processes import die_with_parent
+from tests.pipeline.recalibration.ranks_of_a_test import join
 
 
 def main() -> None:
-    die_with_parent()
-    import deepspeed
-
-    from model_surgery.megatron.cpu import use_cpu_if_no_gpu
-    from model_surgery.megatron.model import start_parallel
-
-    logging.getLogger().setLevel(logging.ERROR)
-    use_cpu_if_no_gpu()
-    deepspeed.init_distributed("gloo", verbose=False)
     cases = json.loads(Path(sys.argv[1]).read_text())
-    start_parallel(cases[0]["tensor_parallel"])
+    join(cases[0]["tensor_parallel"])
     for case in cases:
         found = measure(case)
         path = Path(case["out"]) / f"rank-{torch.distributed.get_rank()}.json"

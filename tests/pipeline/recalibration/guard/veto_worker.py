@@ -15,11 +15,11 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from model_surgery.layout import Layout, read_rank
-from model_surgery.megatron.cpu import use_cpu_if_no_gpu
-from model_surgery.megatron.model import start_parallel, token_losses
+from model_surgery.megatron.model import token_losses
 from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.engine import build_engine
 from pipeline.recalibration.guard.veto import install_veto
+from tests.pipeline.recalibration.ranks_of_a_test import join
 
 KINDS = [f"{precision} {stage}" for precision in ("fp32", "bf16") for stage in (1, 2, 3)]
 PLAN = ("nan on one rank", "good", "veto", "inf", "good")
@@ -30,9 +30,7 @@ _SHARE, _MICRO_BATCH, _ROW, _VOCABULARY = 4, 2, 32, 96
 
 def main(layout_folder: Path, out: Path) -> None:
     layout = Layout.load(layout_folder)
-    use_cpu_if_no_gpu()
-    deepspeed.init_distributed("gloo", verbose=False)
-    start_parallel(layout.tensor_parallel)
+    join(layout.tensor_parallel)
     slices = read_rank(layout_folder, layout, parallel_state.get_tensor_model_parallel_rank())
     found = {kind: compare(kind, layout, slices) for kind in KINDS}
     (out / f"{torch.distributed.get_rank()}.json").write_text(json.dumps(found))

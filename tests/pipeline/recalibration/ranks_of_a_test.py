@@ -1,0 +1,18 @@
+"""How a test's own processes join each other, as those of a training do."""
+
+import logging
+
+import deepspeed
+
+from model_surgery.megatron.cpu import use_cpu_if_no_gpu
+from model_surgery.megatron.model import start_parallel
+from pipeline.processes import die_with_parent
+
+
+def join(tensor_parallel: int) -> None:
+    """For a process that torchrun started: gloo, and Megatron-core's groups."""
+    die_with_parent()
+    logging.getLogger().setLevel(logging.ERROR)
+    use_cpu_if_no_gpu()
+    deepspeed.init_distributed("gloo", verbose=False)
+    start_parallel(tensor_parallel)
