@@ -67,7 +67,7 @@ def test_a_stopped_training_has_a_checkpoint_of_its_last_step_that_can_be_export
 
 
 def test_damaged_checkpoints_are_passed_by_and_other_ranks_go_on(stopped: Path, drope: Any) -> None:
-    """The newest has a flipped byte, the one before a cut state.json; TP 2 x DP 1 becomes TP 1 x DP 2, ZeRO 1 ZeRO 2."""
+    """The newest has a flipped byte, the one before a cut state.json; TP 2 becomes TP 1 x DP 2, ZeRO 1 ZeRO 2."""
     training = run_of(stopped) / "recalibration"
     *_, intact, before, newest = sorted(training.glob("checkpoints/step-*"))
     victim = max(newest.glob("*.pt"), key=lambda path: path.stat().st_size)
