@@ -37,7 +37,12 @@ def ours(case: Case, inputs: Inputs, out_dir: Path) -> None:
         validation_rows=1,
     )
     job = recalibration.Job(
-        config=config, position_embedding="none", layout=inputs.layout, shards=inputs.shards, out_dir=out_dir
+        config=config,
+        position_embedding="none",
+        tensor_parallel=1,
+        layout=inputs.layout,
+        shards=inputs.shards,
+        out_dir=out_dir,
     )
     (out_dir / "job.json").write_text(job.model_dump_json())
     _launch("our_way", case, out_dir)
@@ -89,7 +94,7 @@ def _scalars(folder: Path, tag: str) -> list[ScalarEvent]:
 
 def _data_seconds(out_dir: Path, case: Case) -> float:
     """What the timed steps of this project spent waiting for rows."""
-    return sum(line.get("data_seconds", 0.0) for line in read_metrics(out_dir) if line["step"] > case.warm_up)
+    return sum(line["data_wait_seconds"] for line in read_metrics(out_dir) if line["step"] > case.warm_up)
 
 
 def _children_cpu() -> float:

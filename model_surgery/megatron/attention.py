@@ -31,6 +31,11 @@ class SDPAttention(torch.nn.Module):
         if attention_mask is not None and groups > 1:
             # Of torch's CUDA kernels those that take a mask without storing all scores take no grouped KV heads.
             key, value = (heads.repeat_interleave(groups, dim=2) for heads in (key, value))
+        if query.device.type == "cpu":
+            # torch's CPU kernel goes through a row's keys again and again: with a batch between them it takes longer.
+            query, key, value = (
+                heads.permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3) for heads in (query, key, value)
+            )
         out = scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),
             key.permute(1, 2, 0, 3),
