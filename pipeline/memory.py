@@ -6,6 +6,7 @@ follow the bookkeeping of Korthikanti et al. 2022 (arXiv:2205.05198, section 4) 
 
 from dataclasses import dataclass
 
+from model_surgery.megatron.logit_parts import part_tokens
 from model_surgery.shape import ModelShape
 from pipeline.recalibration.config import RecalibrationConfig
 
@@ -30,7 +31,7 @@ class TrainingMemory:
     activations: int
     """Kept from the forward to the backward pass."""
     working: int
-    """The largest of what lives for a moment: the logits and their softmax, or a layer's gradients."""
+    """The largest of what lives for a moment: logits with the output layer's gradient, or a layer's gradients."""
 
     @property
     def total(self) -> int:
@@ -51,8 +52,10 @@ def training_memory(
     layer = tokens * layer_bytes(shape, config, tensor_parallel=tensor_parallel, length=length)
     # Of the feed-forward's gradients those of gate and up twice, as they are put together, and that of their product.
     gradients_of_layer = tokens * 5 * shape.ffn // tensor_parallel * value
-    # The vocabulary slice in fp32 for the softmax, which becomes its own gradient, beside the logits in bf16.
-    logits = tokens * shape.vocab // tensor_parallel * (_FP32 + (value if value < _FP32 else 0))
+    words = shape.vocab // tensor_parallel
+    # The logits of a part of the tokens in fp32, which become their own gradient; in bf16 also those of all tokens.
+    logits = min(tokens, part_tokens(words, "cuda")) * words * _FP32 + words * shape.hidden * value
+    logits += tokens * words * value if value < _FP32 else 0
     recomputed = config.recompute == "full"
     inputs = tokens * shape.hidden // _row_parts(config, tensor_parallel) * value
     return TrainingMemory(
@@ -90,13 +93,13 @@ def layer_bytes(shape: ModelShape, config: RecalibrationConfig, *, tensor_parall
 def _communication(parameters: int, value: int, stage: int) -> int:
     """Buffers that DeepSpeed fills during the backward pass, by its code and as measured.
 
-    ZeRO 1: one bucket; in bf16 none, as it sums the fp32 gradients in place. ZeRO 2: a bucket and its copy for the
-    reduction. ZeRO 3: those, and the gathered weights.
+    ZeRO 1 and 2: one bucket; ZeRO 1 in bf16 none, as it sums the fp32 gradients in place. ZeRO 3: a bucket, its copy
+    for the reduction, and the gathered weights.
     """
     bucket = min(parameters, REDUCE_BUCKET) * value
-    if stage == 1:
-        return bucket if value == _FP32 else 0
-    return 2 * bucket + (min(parameters, _LIVE_AT_STAGE_3) * value if stage == 3 else 0)
+    if stage == 3:
+        return 2 * bucket + min(parameters, _LIVE_AT_STAGE_3) * value
+    return 0 if stage == 1 and value < _FP32 else bucket
 
 
 def _norm_bytes(kind: str, width: int, value: int) -> int:

@@ -31,10 +31,12 @@ class SDPAttention(torch.nn.Module):
         if attention_mask is not None and groups > 1:
             # Of torch's CUDA kernels those that take a mask without storing all scores take no grouped KV heads.
             key, value = (heads.repeat_interleave(groups, dim=2) for heads in (key, value))
+        rows = (heads.permute(1, 2, 0, 3) for heads in (query, key, value))
+        if query.device.type == "cpu":
+            # torch's CPU kernel goes through a row's keys again and again: with a batch between them it takes longer.
+            rows = (heads.contiguous() for heads in rows)
         out = scaled_dot_product_attention(
-            query.permute(1, 2, 0, 3),
-            key.permute(1, 2, 0, 3),
-            value.permute(1, 2, 0, 3),
+            *rows,
             attn_mask=None if attention_mask is None else ~attention_mask,
             is_causal=attention_mask is None,
             scale=self.softmax_scale,

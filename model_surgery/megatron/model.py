@@ -17,6 +17,7 @@ from torch import Tensor
 from model_surgery.architectures import Join, rules
 from model_surgery.errors import SurgeryError
 from model_surgery.megatron.attention import SDPAttention, document_mask
+from model_surgery.megatron.output_layer import OutputLayer
 from model_surgery.megatron.qk_norm import norm_specs
 from model_surgery.megatron.recompute import RecomputedLayer
 from model_surgery.megatron.sequence_parallel import RowPartNorm, forget_random_states
@@ -77,7 +78,7 @@ def build_model(
     )
     if sequence_parallel:
         forget_random_states()
-    model = GPTModel(
+    model = LanguageModel(
         config=config,
         transformer_layer_spec=block_spec(shape, tensor_parallel, sequence_parallel, recompute),
         vocab_size=padded.vocab,
@@ -87,8 +88,21 @@ def build_model(
         rotary_base=shape.rope_theta,
     )
     mark_partitioned(model, shape)
+    model.output_layer.__class__ = OutputLayer  # GPTModel names the class itself
     mask_padded_vocabulary(model, shape.vocab, padded.vocab)
     return model.to(dtype)
+
+
+class LanguageModel(GPTModel):
+    """Megatron-core's, which with a `loss_mask` gives the sum of weight times loss over all tokens, a scalar."""
+
+    def _postprocess(
+        self, hidden_states: Tensor, *, labels: Tensor | None, loss_mask: Tensor | None, **others: object
+    ) -> Tensor:
+        if loss_mask is None:
+            return super()._postprocess(hidden_states, labels=labels, loss_mask=None, **others)
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        return self.output_layer(hidden_states, weight=weight, labels=labels.t(), token_weights=loss_mask.t())
 
 
 def block_spec(
@@ -113,10 +127,13 @@ def mask_padded_vocabulary(model: GPTModel, vocab: int, padded: int) -> None:
     """Gives ids from `vocab` to `padded` the lowest logit that there is: they weigh nothing in a softmax or a loss."""
     rows = padded // parallel_state.get_tensor_model_parallel_world_size()
     real = min(max(0, vocab - rows * parallel_state.get_tensor_model_parallel_rank()), rows)
+    model.output_layer.true_size = real
     if real == rows:
         return
 
-    def mask(module: torch.nn.Module, inputs: object, output: tuple[Tensor, Tensor | None]) -> tuple:
+    def mask(module: torch.nn.Module, inputs: object, output: Tensor | tuple[Tensor, Tensor | None]) -> object:
+        if isinstance(output, Tensor):
+            return None
         logits, bias = output
         lowest = torch.finfo(logits.dtype).min
         return torch.nn.functional.pad(logits[..., :real], (0, rows - real), value=lowest), bias
@@ -162,6 +179,14 @@ def token_losses(model: torch.nn.Module, tokens: Tensor, labels: Tensor, documen
     """
     mask = None if documents is None else document_mask(documents)
     return model(tokens, _positions(tokens), mask, labels=labels)
+
+
+def weighted_loss(
+    model: torch.nn.Module, tokens: Tensor, labels: Tensor, weights: Tensor, documents: Tensor | None = None
+) -> Tensor:
+    """The sum over all tokens of `weights` [batch, length] times the token's loss: `token_losses` for training."""
+    mask = None if documents is None else document_mask(documents)
+    return model(tokens, _positions(tokens), mask, labels=labels, loss_mask=weights)
 
 
 def full_logits(model: torch.nn.Module, tokens: Tensor) -> Tensor:

@@ -55,7 +55,12 @@ def engine_config(config: RecalibrationConfig) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": config.batch // (config.micro_batch * config.data_parallel),
         "gradient_clipping": config.gradient_clip,
-        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": REDUCE_BUCKET},
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "reduce_bucket_size": REDUCE_BUCKET,
+            # DeepSpeed's ZeRO 1 and 2 sum a bucket over all ranks either way; so it does without copies of it.
+            "reduce_scatter": config.zero_stage == 3,
+        },
         # ZeRO 1: a bf16 gradient is added to the fp32 sum and freed as soon as it is there, not with all others.
         "bf16": {"enabled": config.precision == "bf16", "immediate_grad_update": True},
         # Micro batches are summed in fp32: in bf16 a sum of many loses its small terms.

@@ -11,7 +11,7 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
-from model_surgery.megatron.model import token_losses
+from model_surgery.megatron.model import weighted_loss
 from pipeline.recalibration.batches import Batch
 
 
@@ -29,5 +29,8 @@ def loss_factor(batches: Sequence[Batch]) -> Tensor | None:
 
 def share_of_loss(model: torch.nn.Module, batch: Batch, factor: Tensor | None) -> Tensor:
     """A micro batch's scalar, whose mean over micro batches and data-parallel ranks is the loss of the global batch."""
-    losses = token_losses(model, batch.tokens, batch.labels, batch.documents)
-    return losses.mean() if factor is None else (losses * batch.counted).sum() * factor
+    if factor is None:
+        weights = torch.full(batch.labels.shape, 1 / batch.labels.numel(), device=batch.labels.device)
+    else:
+        weights = batch.counted * factor
+    return weighted_loss(model, batch.tokens, batch.labels, weights, batch.documents)

@@ -25,7 +25,7 @@ def main() -> None:
 
 def measure(case: dict) -> int:
     """Bytes at the peak of the second step, beyond those before the model was built."""
-    from model_surgery.megatron.model import build_model, token_losses
+    from model_surgery.megatron.model import build_model, weighted_loss
     from model_surgery.shape import ModelShape
     from pipeline.recalibration.config import RecalibrationConfig
     from pipeline.recalibration.engine import DTYPES, build_engine
@@ -48,9 +48,9 @@ def measure(case: dict) -> int:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         rows = torch.randint(shape.vocab, (config.micro_batch, shape.context + 1))
         documents = torch.arange(shape.context).expand(config.micro_batch, -1) // 256
-        engine.backward(
-            token_losses(engine, rows[:, :-1], rows[:, 1:], documents if config.mask_documents else None).mean()
-        )
+        weights = torch.full((config.micro_batch, shape.context), 1 / rows[:, 1:].numel())
+        documents = documents if config.mask_documents else None
+        engine.backward(weighted_loss(engine, rows[:, :-1], rows[:, 1:], weights, documents))
         engine.step()
     peak = resident("VmHWM")
     engine.destroy()

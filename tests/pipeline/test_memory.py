@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from model_surgery.known_models import KNOWN_MODELS
+from model_surgery.megatron.logit_parts import PART_BYTES
 from model_surgery.shape import ModelShape
 from pipeline.memory import TrainingMemory, training_memory
 from pipeline.processes import torchrun
@@ -76,6 +77,7 @@ MEASURED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_estimates_are_near_what_processes_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resident memory at TP 2, rows of 1,024 tokens; what a CPU's RMSNorm keeps besides is added to the estimate."""
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is freed is given back
+    monkeypatch.setitem(PART_BYTES, "cuda", PART_BYTES["cpu"])
     cases, wanted = [], {}
     for name, (sizes, changes) in MEASURED.items():
         shape = ModelShape(
