@@ -30,9 +30,11 @@ def torchrun(module: str, arguments: list[str], *, processes: int, log: Path) ->
 
     Standard error (progress, errors) stays visible; what the engine prints to standard output goes to `log`.
 
-    Raises: StageFailed if a rank fails; its traceback stands on standard error.
+    Raises: StageFailed if a rank fails, which names it; its traceback stands on standard error.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    line = log.with_name("failure.txt")
+    line.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pipeline.launcher", str(line), "--standalone", f"--nproc-per-node={processes}"]
     command += ["-m", module, *arguments]
     with log.open("ab") as output:
         # In a session of its own: Ctrl-C in a terminal reaches this process alone, which passes it on.
@@ -44,6 +46,8 @@ def torchrun(module: str, arguments: list[str], *, processes: int, log: Path) ->
             process.kill()  # its ranks die with it
             process.wait()
     if process.returncode:
+        if line.is_file():
+            raise StageFailed(line.read_text(encoding="utf-8"))
         raise StageFailed(f"{module} ended with code {process.returncode}; its messages stand above")
     return asked
 

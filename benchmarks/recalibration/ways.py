@@ -12,13 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from benchmarks.recalibration.cases import Case, Run
 from benchmarks.recalibration.inputs import Inputs
 from benchmarks.recalibration.job import BETAS, EPS, GRADIENT_CLIP, LR, Job, read_peaks
+from pipeline.errors import StageFailed
 from pipeline.processes import torchrun
 from pipeline.recalibration import job as recalibration
 from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.metrics import read_metrics
 
 
-def ours(case: Case, inputs: Inputs, out_dir: Path) -> None:
+def ours(case: Case, inputs: Inputs, out_dir: Path, *, module: str = "our_way", **settings: object) -> None:
     """This project's training stage, launched as `pipeline.recalibration.run` launches it; no checkpoint is due."""
     config = RecalibrationConfig(
         tokens=case.steps * case.tokens_per_step,
@@ -35,6 +36,7 @@ def ours(case: Case, inputs: Inputs, out_dir: Path) -> None:
         checkpoint_every=case.steps + 1,
         validation_every=case.steps + 1,
         validation_rows=1,
+        **settings,
     )
     job = recalibration.Job(
         config=config,
@@ -45,7 +47,7 @@ def ours(case: Case, inputs: Inputs, out_dir: Path) -> None:
         out_dir=out_dir,
     )
     (out_dir / "job.json").write_text(job.model_dump_json())
-    _launch("our_way", case, out_dir)
+    _launch(module, case, out_dir)
 
 
 def trainer(case: Case, inputs: Inputs, out_dir: Path) -> None:
@@ -62,8 +64,7 @@ def run(way: str, case: Case, inputs: Inputs, out_dir: Path) -> Run:
 
     Raises: StageFailed if a rank fails.
     """
-    shutil.rmtree(out_dir, ignore_errors=True)
-    out_dir.mkdir(parents=True)
+    clear(out_dir)
     cpu, busy, started = _children_cpu(), _busy(), time.perf_counter()
     WAYS[way](case, inputs, out_dir)
     seconds = time.perf_counter() - started
@@ -80,9 +81,16 @@ def run(way: str, case: Case, inputs: Inputs, out_dir: Path) -> Run:
     )
 
 
+def clear(out_dir: Path) -> None:
+    """Makes it empty."""
+    shutil.rmtree(out_dir, ignore_errors=True)
+    out_dir.mkdir(parents=True)
+
+
 def _launch(module: str, case: Case, out_dir: Path) -> None:
     arguments = [str(out_dir / "job.json")]
-    torchrun(f"benchmarks.recalibration.{module}", arguments, processes=case.ranks, log=out_dir / "log")
+    if torchrun(f"benchmarks.recalibration.{module}", arguments, processes=case.ranks, log=out_dir / "log"):
+        raise StageFailed("a signal stopped it")
 
 
 def _scalars(folder: Path, tag: str) -> list[ScalarEvent]:

@@ -5,10 +5,13 @@ import os
 import sys
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing.errors import record
+
 from pipeline.errors import BAD_INPUT
 from pipeline.processes import die_with_parent
 
 
+@record
 def main() -> None:
     die_with_parent()
     from pipeline.recalibration.job import End, Job

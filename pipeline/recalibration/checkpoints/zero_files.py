@@ -123,7 +123,9 @@ class ZeroCheckpoint:
                 for group, fragments in enumerate(optimizer["param_slice_mappings"])
                 for name, fragment in fragments.items()
             }
-        states = [inner["state"][group] for group in range(len(masters))]
+        # Adam makes its state at its first update: where all were skipped so far, there is none yet.
+        unmade = [{"step": 0, **dict.fromkeys(MOMENTS, torch.zeros_like(master))} for master in masters]
+        states = [inner["state"].get(group, unmade[group]) for group in range(len(masters))]
         moments = {key: [state[key] for state in states] for key in MOMENTS}
         return _Shard({WEIGHTS: masters, **moments}, spans, {int(state["step"]) for state in states})
 

@@ -1,6 +1,7 @@
 """Batches that would harm the model, in real trainings: one update skipped, the run gone back, slowed, given up."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,24 @@ def test_trouble_that_recurs_lowers_the_learning_rate_and_then_ends_the_run(
     lines = read_metrics(tmp_path / "out")
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert lines[3]["lr"] == pytest.approx(0.5 * 3e-3)  # the warm-up's last step, at half the rate
+
+
+@pytest.mark.slow
+def test_a_checkpoint_from_before_the_first_update_serves_other_ranks(
+    layouts: dict[str, Path],
+    shards: Path,
+    settings: Callable[..., RecalibrationConfig],
+    train: Train,
+    poison: Callable[[Iterable[int]], None],
+    tmp_path: Path,
+) -> None:
+    """The first update is skipped, so that Adam has no state at step 1, and TP 2, ZeRO 1 becomes TP 1, ZeRO 3."""
+    poison([1])
+    whole = train(settings(checkpoint_every=1, keep_checkpoints=9), layouts["untied"], shards, tmp_path / "out")
+    for checkpoint in (tmp_path / "out" / "checkpoints").glob("step-*"):
+        if checkpoint.name != "step-00000001":
+            shutil.rmtree(checkpoint)
+    lines = train(settings(zero_stage=3), layouts["untied"], shards, tmp_path / "out", tensor_parallel=1)
+    assert lines[:2] == whole[:2] and lines[1]["skipped"]
+    losses = [[line["loss"] for line in found[2:]] for found in (lines, whole)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and len(losses[0]) == 9
