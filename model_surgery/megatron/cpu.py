@@ -3,6 +3,16 @@
 import torch
 
 
+def forgo_compiler_if_no_gpu() -> None:
+    """From now on `torch.compile` leaves functions as they are, unless there is a GPU; call it before other imports.
+
+    Megatron-core and DeepSpeed decorate functions with it that nothing here calls on a CPU. That alone loads the
+    compiler, which takes as long as all else that a training process imports.
+    """
+    if not torch.cuda.is_available():
+        torch.compile = lambda function=None, **options: function or (lambda decorated: decorated)
+
+
 def accelerator_name() -> str:
     """DeepSpeed's word for what this machine computes on; without it DeepSpeed warns that it found no GPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -36,7 +36,8 @@ def start_processes(job: Job) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.manual_seed(config.seed)
-    torch.use_deterministic_algorithms(config.deterministic)
+    if config.deterministic:
+        torch.use_deterministic_algorithms(True)
     backend = "nccl" if use_cpu_if_no_gpu().type == "cuda" else "gloo"
     # The watch on all ranks ends the job first, and says why.
     timeout = timedelta(seconds=2 * config.hang_seconds + _STARTING_SECONDS)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from model_surgery.megatron.cpu import forgo_compiler_if_no_gpu
 from pipeline.errors import BAD_INPUT
 from pipeline.processes import die_with_parent
 
@@ -14,6 +15,7 @@ from pipeline.processes import die_with_parent
 @record
 def main() -> None:
     die_with_parent()
+    forgo_compiler_if_no_gpu()
     from pipeline.recalibration.job import End, Job
 
     job = Job.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
