@@ -89,6 +89,7 @@ def test_bf16_resumes_bit_identical_and_its_export_passes(
     without_measured: Callable[[list[dict]], list[dict]],
     tmp_path: Path,
 ) -> None:
+    """Bit-identical also where the deterministic mode is asked for when it goes on: nothing here draws or races."""
     config = settings(data_parallel=1, zero_stage=2, precision="bf16")
     whole = train(config, layouts["untied"], shards, tmp_path / "whole")
     broken = tmp_path / "broken"
@@ -99,7 +100,8 @@ def test_bf16_resumes_bit_identical_and_its_export_passes(
     lines = (broken / "metrics.jsonl").read_text().splitlines()
     (broken / "metrics.jsonl").write_text("\n".join(lines[:10]) + '\n{"step": 10, "lo')
     (broken / "layout" / "layout.json").unlink()
-    resumed = train(config, layouts["untied"], shards, broken)
+    deterministic = config.model_copy(update={"deterministic": True})
+    resumed = train(deterministic, layouts["untied"], shards, broken)
     assert without_measured(resumed) == without_measured(whole)
     assert Layout.load(broken / "layout").digest() == Layout.load(tmp_path / "whole" / "layout").digest()
     assert not (broken / "checkpoints" / "step-00000009").exists()
