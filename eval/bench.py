@@ -2,6 +2,7 @@
 
 import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.checks import Prepared
@@ -11,6 +12,7 @@ from eval.length_sweep import loss_at_length
 from eval.models import Models
 from eval.recall import sample_records, score_recall
 from eval.recall_samples import RecallSamples, recall_samples
+from eval.rescale import searched
 from eval.results import Curve, Score
 from eval.units import Unit, UnitResult
 from eval.variants import depends_on_factor, load_variant
@@ -26,8 +28,9 @@ Records = list[dict[str, object]]
 class Bench:
     """Holds the model and the recall samples in use; `score` is given the units in the plan's order."""
 
-    def __init__(self, config: EvaluationConfig, models: Models, prepared: Prepared) -> None:
+    def __init__(self, config: EvaluationConfig, models: Models, prepared: Prepared, out_dir: Path) -> None:
         self._config = config
+        self._out_dir = out_dir
         self._models = models
         self._prepared = prepared
         self._loaded: tuple[object, PreTrainedModel] | None = None
@@ -64,6 +67,7 @@ class Bench:
         """The unit's model; the one before is let go first, so that two never share the memory."""
         if self._loaded is None or self._loaded[0] != unit.model:
             self._loaded = None
+            factors = self._factors(unit)
             log.info("loading %s from %s", unit.variant, self._models.folder(unit.variant))
             model = load_variant(
                 unit.variant,
@@ -71,16 +75,29 @@ class Bench:
                 unit.factor if depends_on_factor(unit.variant) else self._config.lengths[-1],
                 context=self._prepared.context,
                 softmax_scale_c=self._config.softmax_scale_c,
+                factors=factors,
                 dtype=self._config.dtype,
                 device=self._prepared.device,
             )
             self._loaded = unit.model, model
         return self._loaded[1]
 
+    def _factors(self, unit: Unit) -> tuple[float, ...]:
+        """LongRoPE2's, given or searched."""
+        if unit.variant != "longrope2":
+            return ()
+        given = self._prepared.rescale.get(unit.factor)
+        return given or searched(self._config, self._models, self._prepared, unit.factor, self._out_dir)
+
+    def _window(self, unit: Unit) -> int | None:
+        """Tokens that the model is shown at most."""
+        return self._prepared.context if unit.variant == "crop" else None
+
     def _loss(self, unit: Unit, model: "PreTrainedModel") -> tuple[list[tuple], Curve, Records]:
         prepared, length = self._prepared, unit.factor * self._prepared.context
         rows = prepared.rows[unit.factor]
-        found = loss_at_length(model, prepared.tokens, length, rows, self._config.batch_tokens)
+        window = self._window(unit)
+        found = loss_at_length(model, prepared.tokens, length, rows, self._config.batch_tokens, window)
         curve = Curve(
             variant=unit.variant, context_factor=unit.factor, length=length, edges=found.edges, loss=found.by_position
         )
@@ -88,7 +105,7 @@ class Bench:
 
     def _recall(self, unit: Unit, model: "PreTrainedModel") -> tuple[list[tuple], None, Records]:
         samples = self._recall_samples(unit.factor)
-        found = score_recall(model, samples, self._config.batch_tokens)
+        found = score_recall(model, samples, self._config.batch_tokens, self._window(unit))
         records = sample_records(samples, found, self._prepared.tokenizer)
         return [("exact_match", found.value, found.stderr, len(found.right))], None, records
 

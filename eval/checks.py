@@ -14,6 +14,7 @@ from eval.harness import read_items
 from eval.length_sweep import rows_at
 from eval.models import (
     Models,
+    head_dim_of,
     load_tokenizer,
     model_digest,
     pick_device,
@@ -40,14 +41,18 @@ _HAYSTACK_ROWS = 16
 class Prepared:
     """The inputs of the units, read and checked.
 
-    context: training length C in tokens. tokens: [n] held-out tokens. rows: rows of the loss at each context factor.
-    prefix: token ids that a recall sample begins with. items: of each harness task. digests: of each input, by role.
+    context: training length C in tokens. tokens: [n] held-out tokens. unscored: those after them, which nothing is
+    scored on. rows: rows of the loss at each context factor. rescale: LongRoPE2's factors by context factor, where they
+    are given. prefix: token ids that a recall sample begins with. items: of each harness task. digests: of each input,
+    by role.
     """
 
     context: int
     tokenizer: "PreTrainedTokenizerBase"
     device: "torch.device"
     tokens: np.ndarray
+    unscored: np.ndarray
+    rescale: dict[int, tuple[float, ...]]
     rows: dict[int, int]
     prefix: tuple[int, ...]
     items: dict[str, list[dict[str, Any]]]
@@ -81,12 +86,16 @@ def prepare(config: EvaluationConfig, models: Models) -> Prepared:
                 f"{models.tokenizer}: {len(tokenizer)} tokens, but {folders[role]} has a vocabulary of "
                 f"{found.vocab_size}; give the tokenizer that the model was trained with"
             )
-    tokens = _read_validation(config, models, context, min(found.vocab_size for found in configs.values()))
+    tokens, unscored = _read_validation(config, models, context, min(found.vocab_size for found in configs.values()))
+    rescaled = "longrope2" in config.variants
+    pairs = head_dim_of(configs["source"]) // 2
     prepared = Prepared(
         context=context,
         tokenizer=tokenizer,
         device=device,
         tokens=tokens,
+        unscored=unscored,
+        rescale=read_factors(config.longrope2, config.lengths, pairs) if rescaled else {},
         rows={factor: rows_at(len(tokens), config.loss.tokens, factor * context) for factor in config.lengths},
         prefix=tuple(token for token in tokenizer.encode("") if token == tokenizer.bos_token_id),
         items=items,
@@ -122,22 +131,37 @@ def check_held_out(config: EvaluationConfig, context: int, available: int) -> No
         )
 
 
-def _read_validation(config: EvaluationConfig, models: Models, context: int, vocabulary: int) -> np.ndarray:
-    """The held-out tokens that loss and haystack take."""
+def _read_validation(
+    config: EvaluationConfig, models: Models, context: int, vocabulary: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The held-out tokens that loss and haystack take, and those after them that LongRoPE2's search takes."""
     longest = config.lengths[-1] * context
     datasets = open_prefixes(models.validation)
     available = count_tokens(datasets)
     check_held_out(config, context, available)
     text = config.recall is not None and config.recall.haystack == "text"
-    tokens = read_tokens(datasets, max(config.loss.tokens, (_HAYSTACK_ROWS if text else 1) * longest) + 1)
-    if len(tokens) <= config.loss.tokens:
+    scored = max(config.loss.tokens, (_HAYSTACK_ROWS if text else 1) * longest) + 1
+    searched = searched_tokens(config, longest)
+    if searched and available < min(scored, available) + searched:
+        raise EvaluationError(
+            f"validation: {available} tokens, of which {min(scored, available)} are scored; the search of longrope2 takes "
+            f"{searched} others; prepare more validation text, lower loss.tokens, or give longrope2.factors"
+        )
+    tokens = read_tokens(datasets, scored + searched)
+    if available <= config.loss.tokens:
         log.warning("validation has %d tokens, loss.tokens asks for %d; all are scored", available, config.loss.tokens)
     if tokens.max() >= vocabulary:
         raise EvaluationError(
             f"validation: token id {tokens.max()}, but the model's vocabulary ends at {vocabulary - 1}; prepare the "
             "text with the model's own tokenizer"
         )
-    return tokens
+    return tokens[:scored], tokens[scored:]
+
+
+def searched_tokens(config: EvaluationConfig, longest: int) -> int:
+    """Held-out tokens beyond the scored ones that LongRoPE2's search takes; none where needle samples judge it."""
+    searches = "longrope2" in config.variants and config.longrope2.factors is None and config.lengths[-1] > 1
+    return max(config.longrope2.tokens, longest) + 1 if searches and config.recall is None else 0
 
 
 def _check_recall(recall: RecallConfig, config: EvaluationConfig, prepared: Prepared) -> None:

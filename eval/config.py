@@ -7,8 +7,12 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Variant = Literal["rope", "pi", "ntk", "yarn", "drope", "drope_scaled", "control"]
+Variant = Literal["rope", "pi", "ntk", "dynamic_ntk", "yarn", "longrope2", "crop", "drope", "drope_scaled", "control"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
+SCALINGS: tuple[Variant, ...] = ("pi", "ntk", "dynamic_ntk", "yarn", "longrope2")
+"""Variants that change RoPE's frequencies by the context factor and are RoPE as it is at 1x."""
+OF_THE_SOURCE: tuple[Variant, ...] = ("rope", *SCALINGS, "crop")
+"""Variants of the source model as it is, without training."""
 OWN_TASKS = ("loss", "recall")
 """Tasks that this package scores itself; a harness task may not bear their names."""
 
@@ -61,6 +65,17 @@ class RecallConfig(_Section):
         return words
 
 
+class LongRopeConfig(_Section):
+    """Rescale factors of LongRoPE2 (arXiv:2502.20082): given, or searched on held-out text that is not scored."""
+
+    factors: Path | None = Field(
+        None, description='JSON file {"4": [...]}: by context factor one rescale factor per pair; null: searched.'
+    )
+    tokens: int = Field(8_192, ge=1, description="Held-out tokens that a candidate is judged by; at least one row is.")
+    population: int = Field(24, ge=4, description="Candidates of a generation.")
+    generations: int = Field(12, ge=1, description="Generations of the search.")
+
+
 class HarnessTask(_Section):
     """A local multiple-choice task for lm-eval."""
 
@@ -94,6 +109,9 @@ class EvaluationConfig(_Section):
     )
     softmax_scale_c: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="c in the softmax scale beta = 1 + c ln s of drope_scaled."
+    )
+    longrope2: LongRopeConfig = Field(
+        default_factory=LongRopeConfig, description="Where the factors of variant longrope2 come from."
     )
     loss: LossConfig = Field(default_factory=LossConfig, description="Loss against context length.")
     recall: RecallConfig | None = Field(None, description="Recall of facts against context length; none if not given.")

@@ -43,6 +43,23 @@ def token_losses(model: "PreTrainedModel", rows: np.ndarray, batch_tokens: int) 
     return losses
 
 
+def cropped_losses(model: "PreTrainedModel", rows: np.ndarray, window: int, batch_tokens: int) -> np.ndarray:
+    """`token_losses` of a model that is shown `window` tokens at most: [n, length] float64.
+
+    Windows overlap by half: beyond the first one every token is predicted from window / 2 to `window` tokens before it.
+    """
+    length, step = rows.shape[1] - 1, max(1, window // 2)
+    if length <= window:
+        return token_losses(model, rows, batch_tokens)
+    starts = [*range(0, length - window, step), length - window]
+    cut = np.stack([rows[:, start : start + window + 1] for start in starts], axis=1)
+    found = token_losses(model, cut.reshape(-1, window + 1), batch_tokens).reshape(len(rows), len(starts), window)
+    losses = np.empty((len(rows), length))
+    for number, start in reversed([*enumerate(starts)]):
+        losses[:, start : start + window] = found[:, number]  # a token counts where the most stands before it
+    return losses
+
+
 def greedy_tokens(model: "PreTrainedModel", rows: np.ndarray, last: int, batch_tokens: int) -> np.ndarray:
     """The model's first choice at each of the `last` final positions, given all before: [n, last] from [n, length]."""
     import torch

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eval.forward import token_losses
+from eval.forward import cropped_losses, token_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,10 +45,11 @@ def bucket_edges(length: int) -> tuple[int, ...]:
 
 
 def loss_at_length(
-    model: "PreTrainedModel", tokens: np.ndarray, length: int, rows: int, batch_tokens: int
+    model: "PreTrainedModel", tokens: np.ndarray, length: int, rows: int, batch_tokens: int, window: int | None = None
 ) -> LossByLength:
-    """Score `model` on `rows` rows of `length` tokens each, cut from `tokens`."""
-    losses = token_losses(model, cut_rows(tokens, length, rows), batch_tokens)
+    """Score `model` on `rows` rows of `length` tokens each, cut from `tokens`; `window`: tokens that it sees at most."""
+    cut = cut_rows(tokens, length, rows)
+    losses = cropped_losses(model, cut, window, batch_tokens) if window else token_losses(model, cut, batch_tokens)
     value, stderr = mean_and_error(losses.mean(axis=1))
     edges = bucket_edges(length)
     by_position = np.add.reduceat(losses.mean(axis=0), edges[:-1]) / np.diff(edges)

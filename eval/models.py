@@ -82,8 +82,13 @@ def read_config(folder: Path) -> "PretrainedConfig":
     return config
 
 
+def head_dim_of(config: "PretrainedConfig") -> int:
+    """Dimensions of a head; half as many pairs of them rotate."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def require_rope(folder: Path, config: "PretrainedConfig") -> None:
-    """Raises: EvaluationError unless every layer rotates with plain RoPE (the start of PI, NTK and YaRN)."""
+    """Raises: EvaluationError unless every layer rotates with plain RoPE (the start of its scalings)."""
     rope_type = config.rope_parameters.get("rope_type")
     if config.model_type not in ROPE_TYPES or rope_type != "default":
         raise EvaluationError(

@@ -23,15 +23,18 @@ class RecallScore:
     given: tuple[tuple[int, ...], ...]
 
 
-def score_recall(model: "PreTrainedModel", samples: RecallSamples, batch_tokens: int) -> RecallScore:
+def score_recall(
+    model: "PreTrainedModel", samples: RecallSamples, batch_tokens: int, window: int | None = None
+) -> RecallScore:
     """Exact match of the greedy continuation with the answer.
 
     One forward pass over sample and answer is enough: the first choice at every answer position, given the true tokens
     before it, equals the answer exactly where greedy decoding does. Past a first error the `given` tokens are therefore
-    those that follow the true answer's start, not the model's own.
+    those that follow the true answer's start, not the model's own. `window`: the last tokens that the model is shown.
     """
     last = int(samples.tokens.shape[1] - samples.answer_starts.min())
-    choices = greedy_tokens(model, samples.tokens, last, batch_tokens)
+    shown = samples.tokens[:, -window:] if window else samples.tokens
+    choices = greedy_tokens(model, shown, last, batch_tokens)
     return grade(samples, choices)
 
 

@@ -37,7 +37,7 @@ def run(config: EvaluationConfig, *, models: Models, out_dir: Path) -> Results:
             (out_dir / stale).unlink(missing_ok=True)
     units = plan_units(config)
     log.info("evaluating %d units of %d variants on %s", len(units), len(config.variants), prepared.device)
-    bench = Bench(config, models, prepared)
+    bench = Bench(config, models, prepared, out_dir)
     found: dict[Unit, UnitResult] = {}
     with tqdm(total=len(units), unit="unit", desc="evaluate", disable=None) as bar:
         for unit in units:

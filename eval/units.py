@@ -33,7 +33,9 @@ class Unit:
 
     @property
     def model(self) -> tuple[Variant, int | None]:
-        """What identifies the loaded model: units with the same one share it."""
+        """What identifies the loaded model: units with the same one share it. What is cropped is the source itself."""
+        if self.variant == "crop":
+            return "rope", None
         return self.variant, self.factor if depends_on_factor(self.variant) else None
 
 
@@ -84,6 +86,7 @@ def unit_digest(unit: Unit, config: EvaluationConfig, lineage: dict[str, str]) -
         "lineage": lineage,
         "numbers": config.model_dump(mode="json", include={"dtype", "seed", "device", "batch_tokens"}),
         "softmax_scale_c": config.softmax_scale_c if unit.variant == "drope_scaled" else None,
+        "longrope2": config.longrope2.model_dump(mode="json") if unit.variant == "longrope2" else None,
     }
     return digest_text(json.dumps(facts, sort_keys=True))
 

@@ -1,11 +1,13 @@
 """Model variants as exact transforms of one source model: no weight is trained, only positions are read differently."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from eval.config import Variant
+from eval.config import SCALINGS, Variant
 from eval.errors import EvaluationError
+from eval.models import head_dim_of, read_config
 from model_surgery.softmax_scale import softmax_scale
 
 if TYPE_CHECKING:
@@ -16,9 +18,10 @@ if TYPE_CHECKING:
 def canonical(variant: Variant, factor: int, softmax_scale_c: float) -> Variant:
     """The variant that is computed for `variant` at context factor s: at s = 1 every scaling is the identity.
 
-    PI, NTK and YaRN with factor 1 are the source; beta = 1 + c ln 1 = 1 leaves DroPE as it is, and so does c = 0.
+    Scalings of RoPE with factor 1 are the source, and so is what is cropped to the training length; beta = 1 + c ln 1
+    = 1 leaves DroPE as it is, and so does c = 0.
     """
-    if variant in ("pi", "ntk", "yarn") and factor == 1:
+    if factor == 1 and variant in (*SCALINGS, "crop"):
         return "rope"
     if variant == "drope_scaled" and (factor == 1 or softmax_scale_c == 0):
         return "drope"
@@ -27,7 +30,7 @@ def canonical(variant: Variant, factor: int, softmax_scale_c: float) -> Variant:
 
 def depends_on_factor(variant: Variant) -> bool:
     """Whether the model itself changes with the context factor; if not, one load serves every length."""
-    return variant in ("pi", "ntk", "yarn", "drope_scaled")
+    return variant in (*SCALINGS, "drope_scaled")
 
 
 def ntk_theta(theta: float, head_dim: int, factor: float) -> float:
@@ -38,11 +41,23 @@ def ntk_theta(theta: float, head_dim: int, factor: float) -> float:
     return theta * factor ** (head_dim / (head_dim - 2))
 
 
-def scaled_rope(variant: Variant, theta: float, head_dim: int, factor: int, context: int) -> dict[str, Any]:
+def scaled_rope(
+    variant: Variant, theta: float, head_dim: int, factor: int, context: int, factors: Sequence[float] = ()
+) -> dict[str, Any]:
     """`rope_parameters` of transformers for a RoPE variant at context factor `factor`.
 
-    context: training length in tokens. Sources: PI, arXiv:2306.15595 (positions divided by s); YaRN, arXiv:2309.00071.
+    context: training length C in tokens. factors: of LongRoPE2, [head_dim / 2]. Sources: PI, arXiv:2306.15595 (positions
+    divided by s); YaRN, arXiv:2309.00071; LongRoPE2, arXiv:2502.20082; dynamic NTK: emozilla (2023), "Dynamically scaled
+    RoPE": NTK's base with s l / C - (s - 1) in place of s, l being the length read.
     """
+    rope = {"rope_theta": theta, "factor": float(factor)}
+    if variant == "dynamic_ntk":
+        return rope | {"rope_type": "dynamic"}
+    if variant == "longrope2":
+        if len(factors) != head_dim // 2:
+            raise EvaluationError(f"longrope2: {len(factors)} factors for {head_dim // 2} pairs; give one for each")
+        rope |= {"rope_type": "longrope", "original_max_position_embeddings": context}
+        return rope | {"long_factor": list(factors), "short_factor": [1.0] * len(factors)}
     if variant == "pi":
         return {"rope_type": "linear", "rope_theta": theta, "factor": float(factor)}
     if variant == "ntk":
@@ -57,19 +72,21 @@ def scaled_rope(variant: Variant, theta: float, head_dim: int, factor: int, cont
     return {"rope_type": "default", "rope_theta": theta}
 
 
-def variant_config(variant: Variant, config: "PretrainedConfig", factor: int, context: int) -> "PretrainedConfig":
+def variant_config(
+    variant: Variant, config: "PretrainedConfig", factor: int, context: int, factors: Sequence[float] = ()
+) -> "PretrainedConfig":
     """The config of `variant` at context factor `factor`; `config` itself is left as it is.
 
-    max_position_embeddings is raised to factor * context, so that nothing clips.
+    max_position_embeddings is raised to factor * context, so that nothing clips; dynamic NTK takes it for C.
     """
     import copy
 
     changed = copy.deepcopy(config)
-    changed.max_position_embeddings = max(config.max_position_embeddings, factor * context)
-    if variant in ("pi", "ntk", "yarn"):
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if variant != "dynamic_ntk":
+        changed.max_position_embeddings = max(config.max_position_embeddings, factor * context)
+    if variant in SCALINGS:
         theta = config.rope_parameters["rope_theta"]
-        changed.rope_parameters = scaled_rope(variant, theta, head_dim, factor, context)
+        changed.rope_parameters = scaled_rope(variant, theta, head_dim_of(config), factor, context, factors)
     return changed
 
 
@@ -80,10 +97,13 @@ def load_variant(
     *,
     context: int,
     softmax_scale_c: float = 0.0,
+    factors: Sequence[float] = (),
     dtype: str = "float32",
     device: "torch.device | str" = "cpu",
 ) -> "PreTrainedModel":
     """The HF model of `variant`, made from `folder`, for lengths up to factor * context tokens; in eval mode.
+
+    factors: LongRoPE2's, [head_dim / 2].
 
     Raises: EvaluationError where tensors are missing, unknown or misshapen.
     """
@@ -91,10 +111,8 @@ def load_variant(
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    from eval.models import read_config
-
     transformers_logging.disable_progress_bar()
-    config = variant_config(variant, read_config(folder), factor, context)
+    config = variant_config(variant, read_config(folder), factor, context, factors)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,

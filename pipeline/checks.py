@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from eval.config import EvaluationConfig
+from eval.config import OF_THE_SOURCE, EvaluationConfig
 from model_surgery.export.formats import format_of
 from model_surgery.files import read_json
 from model_surgery.qk_norm import with_qk_norm
@@ -90,7 +90,7 @@ def check_position_embedding(recipe: Recipe, of_source: Literal["rope", "none"])
     }
     if field := next((field for field, wanted in wants_rope.items() if wanted), None):
         raise RecipeError(f"recalibration.{field}: {recipe.model.path} has no RoPE that could be kept; take it out")
-    if scaled := [variant for variant in recipe.evaluation.variants if variant in ("rope", "pi", "ntk", "yarn")]:
+    if scaled := [variant for variant in recipe.evaluation.variants if variant in OF_THE_SOURCE]:
         raise RecipeError(
             f"evaluation.variants has {scaled[0]}: {recipe.model.path} has no RoPE; use drope and drope_scaled alone"
         )

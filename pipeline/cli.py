@@ -169,6 +169,27 @@ for _name, (_stage, _text) in _STAGE_COMMANDS.items():
     _stage_command(_name, _stage, _text)
 
 
+@main.command(epilog=_OVERRIDES_HELP)
+@takes_recipe
+@click.option("--length", type=click.IntRange(min=2), metavar="T", help="Tokens of a sequence; default: 128 at most.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of untrained weights and noise."
+)
+def probe(recipe: Path, overrides: tuple[str, ...], length: int | None, seed: int) -> None:
+    """Measure what positions do to attention, before training and after (the paper's theory, section 3).
+
+    Positional bias of every layer's attention, prefix spread of its states, and the gradients of queries and keys: for
+    the recipe's model untrained with RoPE and without, trained, with RoPE removed, and for the run's export where
+    there is one; on a constant sequence, on one with more and more noise, and on the run's held-out text. Writes
+    probes.svg, probes.csv and probes.json to probes/ in the run's folder.
+    """
+    from pipeline import probe as probing
+
+    loaded = _load(recipe, overrides)
+    click.echo(probing.summary(probing.probe(loaded, length=length, seed=seed)))
+    click.echo(f"plot: {(loaded.folder / 'probes' / 'probes.svg').resolve()}")
+
+
 @main.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--verify", is_flag=True, help="Also compare every byte with the recorded digests.")

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from pathlib import Path
 
+from eval.config import OF_THE_SOURCE
 from model_surgery import convert
 from model_surgery.checkpoint import fingerprint
 from model_surgery.export.tokenizer import copy_tokenizer
@@ -15,8 +16,6 @@ from pipeline.model_source import resolve_model
 from pipeline.recipe import Recipe
 
 log = logging.getLogger(__name__)
-
-_OF_THE_SOURCE = ("rope", "pi", "ntk", "yarn")
 
 
 def source_shape(recipe: Recipe) -> ModelShape:
@@ -71,7 +70,7 @@ def check_source(recipe: Recipe) -> None:
 
 def check_untrained(recipe: Recipe) -> None:
     """Raises: RecipeError if the evaluation would score weights that were drawn and never trained."""
-    untrained = [variant for variant in recipe.evaluation.variants if variant in _OF_THE_SOURCE]
+    untrained = [variant for variant in recipe.evaluation.variants if variant in OF_THE_SOURCE]
     if recipe.model.random_seed is not None and untrained:
         raise RecipeError(
             f"evaluation.variants has {untrained[0]}, which scores the source, and model.random_seed draws that at "

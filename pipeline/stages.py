@@ -201,11 +201,9 @@ def _run_evaluation(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
 
 def evaluated_models(recipe: Recipe, run: Path) -> Any:
     """What the evaluation scores (an `eval.models.Models`): the source, the exports, the held-out shards."""
-    from data_prep.artifact import ShardSet
     from eval.models import Models
     from pipeline.random_model import source_folder
 
-    shards = ShardSet.load(run / "data")
     return Models(
         source=source_folder(recipe),
         drope=run / "export" / "drope",
@@ -213,8 +211,16 @@ def evaluated_models(recipe: Recipe, run: Path) -> Any:
         # The export's tokenizer gives the ids of the training rows also where transformers would build another one
         # from the source's folder (see model_surgery.export.tokenizer).
         tokenizer=run / "export" / "drope",
-        validation=tuple(run / "data" / shard.prefix for part in shards.sources for shard in part.validation.shards),
+        validation=validation_prefixes(run),
     )
+
+
+def validation_prefixes(run: Path) -> tuple[Path, ...]:
+    """Paths of the held-out shards without their endings; the data stage must be complete."""
+    from data_prep.artifact import ShardSet
+
+    shards = ShardSet.load(run / "data")
+    return tuple(run / "data" / shard.prefix for part in shards.sources for shard in part.validation.shards)
 
 
 def _evaluation_fingerprints(recipe: Recipe) -> dict[str, str]:

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from eval.config import Variant
+from eval.config import OF_THE_SOURCE, Variant
 from eval.results import Results, Score
-from pipeline.report.variants import LOOKS, ROPE_VARIANTS
+from pipeline.report.variants import LOOKS
 
 Verdict = Literal["better", "worse", "within the noise", "no standard error"]
 _STANDARD_ERRORS = 2
@@ -89,7 +89,7 @@ def claims(results: Results, task: str) -> list[Claim]:
         mine = cells.get((ours, factor)) if ours else None
         if mine is None:
             continue
-        rivals = [cells[variant, factor] for variant in ROPE_VARIANTS if (variant, factor) in cells]
+        rivals = [cells[variant, factor] for variant in OF_THE_SOURCE if (variant, factor) in cells]
         if rivals:
             found.append(compare(mine, min(rivals, key=lambda rival: rival.value if task == "loss" else -rival.value)))
         if ("control", factor) in cells:

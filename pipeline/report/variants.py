@@ -20,16 +20,20 @@ LOOKS: dict[Variant, Look] = {
     "rope": Look("RoPE", "#4d4d4d", "s"),
     "pi": Look("PI", "#e69f00", "v"),
     "ntk": Look("NTK", "#009e73", "^"),
+    "dynamic_ntk": Look("Dynamic NTK", "#009e73", "<", line=":"),
     "yarn": Look("YaRN", "#0072b2", "D"),
+    "longrope2": Look("LongRoPE2", "#b8a900", "p"),
+    "crop": Look("Crop", "#999999", "x", line=":"),
     "control": Look("Control", "#56b4e9", "P", line="--"),
     "drope": Look("DroPE", "#d55e00", "o", width=3.2),
     "drope_scaled": Look("DroPE scaled", "#cc79a7", "X", width=2.4, line="--"),
 }
-ROPE_VARIANTS: tuple[Variant, ...] = ("rope", "pi", "ntk", "yarn")
-"""The source model as published and its scalings that need no training: DroPE's rivals beyond the context."""
 _EXPLAINED = {
     "pi": "PI: position interpolation.",
     "ntk": "NTK: NTK-aware base.",
+    "dynamic_ntk": "Dynamic NTK: NTK's base by the length that is read.",
+    "longrope2": "LongRoPE2: a rescale factor for every pair of dimensions.",
+    "crop": "Crop: RoPE, shown no more than the last tokens that fit its training length.",
     "control": "Control: RoPE kept and trained on the same rows as DroPE.",
     "drope_scaled": "DroPE scaled: softmax scale 1 + c ln s at s times the context, c = {c:g}.",
 }

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 import eval.forward
-from eval.forward import greedy_tokens, token_losses
+from eval.forward import cropped_losses, greedy_tokens, token_losses
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +36,16 @@ def test_greedy_tokens_are_the_argmax_of_all_logits(model: LlamaForCausalLM, row
     with torch.inference_mode():
         expected = model(torch.from_numpy(rows)).logits.argmax(-1)[:, -4:-1].numpy()
     np.testing.assert_array_equal(greedy_tokens(model, rows, 3, 90), expected)
+
+
+@pytest.mark.parametrize("length", [5, 8, 9, 20, 23])
+def test_cropped_losses_have_at_least_half_a_window_before_them(model: LlamaForCausalLM, length: int) -> None:
+    """Windows start every 4 tokens, the last one so that it ends with the row; of those that hold a token, the first."""
+    rows, window = np.random.default_rng(4).integers(3, 2048, (2, length + 1)), 8
+    got = cropped_losses(model, rows, window, 64)
+    starts = [*range(0, length - window, 4), length - window] if length > window else [0]
+    for position in range(length):
+        start = next(start for start in starts if position < start + window)
+        assert start == 0 or position - start >= window // 2
+        alone = token_losses(model, rows[:, start : position + 2], 64)[:, -1]
+        np.testing.assert_allclose(got[:, position], alone, atol=1e-5)

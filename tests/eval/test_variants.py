@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from eval.config import OF_THE_SOURCE
 from eval.errors import EvaluationError
 from eval.variants import canonical, load_variant, ntk_theta, variant_config
 
@@ -65,17 +66,48 @@ def test_yarn_attention_factor(source: Path, factor: int) -> None:
     assert model.model.rotary_emb.attention_scaling == pytest.approx(0.1 * math.log(factor) + 1)
 
 
-@pytest.mark.parametrize("variant", ["rope", "pi", "ntk", "yarn"])
+@pytest.mark.parametrize(("factor", "length"), [(2, 1024), (4, 1500), (4, 2048)])
+def test_dynamic_ntk_goes_by_the_length_read(source: Path, factor: int, length: int) -> None:
+    """NTK's base with s l / C - (s - 1) for s; up to C tokens it is the source."""
+    model, tokens = load_variant("dynamic_ntk", source, factor, context=C), torch.arange(length)[None] % 2048
+    with torch.inference_mode():
+        short = model(tokens[:, :C]).logits
+        assert torch.equal(short, load_variant("rope", source, 1, context=C)(tokens[:, :C]).logits)
+        model(tokens)
+    wanted = plain(ntk_theta(THETA, HEAD_DIM, factor * length / C - (factor - 1)))
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, wanted)
+
+
+@pytest.mark.parametrize("factor", [2, 8])
+def test_longrope2_divides_each_frequency_by_its_factor(source: Path, factor: int) -> None:
+    factors = tuple(1.0 + 0.5 * factor * i for i in range(HEAD_DIM // 2))
+    model = load_variant("longrope2", source, factor, context=C, factors=factors)
+    tokens = torch.arange(C + 1)[None] % 2048
+    with torch.inference_mode():
+        model(tokens)
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, plain() / torch.tensor(factors))
+    # LongRoPE (arXiv:2402.13753), equation 2 of its code: sqrt(1 + ln s / ln C) on queries and keys.
+    assert model.model.rotary_emb.attention_scaling == pytest.approx((1 + math.log(factor) / math.log(C)) ** 0.5)
+
+
+def test_longrope2_takes_a_factor_for_every_pair(source: Path) -> None:
+    with pytest.raises(EvaluationError, match="longrope2: 3 factors for 8 pairs"):
+        load_variant("longrope2", source, 2, context=C, factors=(1.0, 1.0, 2.0))
+
+
+@pytest.mark.parametrize("variant", ["rope", "pi", "ntk", "dynamic_ntk", "yarn"])
 def test_logits_equal_transformers_own(source: Path, variant: str) -> None:
     factor = 4
     asked = {
         "rope": {"rope_type": "default", "rope_theta": THETA},
         "pi": {"rope_type": "linear", "rope_theta": THETA, "factor": 4.0},
         "ntk": {"rope_type": "default", "rope_theta": THETA * 4 ** (16 / 14)},
+        "dynamic_ntk": {"rope_type": "dynamic", "rope_theta": THETA, "factor": 4.0},
         "yarn": {"rope_type": "yarn", "rope_theta": THETA, "factor": 4.0, "original_max_position_embeddings": C},
     }[variant]
+    positions = C if variant == "dynamic_ntk" else 4 * C
     theirs = LlamaForCausalLM.from_pretrained(
-        source, rope_parameters=asked, max_position_embeddings=4 * C, dtype=torch.float32
+        source, rope_parameters=asked, max_position_embeddings=positions, dtype=torch.float32
     )
     ours = load_variant(variant, source, factor, context=C)
     tokens = torch.randint(0, 2048, (1, 4 * C), generator=torch.Generator().manual_seed(0))
@@ -166,7 +198,7 @@ def test_the_factor_survives_norms_of_queries_and_keys(family: str, norms: str) 
 
 
 def test_canonical() -> None:
-    assert [canonical(variant, 1, 0.1) for variant in ("rope", "pi", "ntk", "yarn")] == ["rope"] * 4
+    assert {canonical(variant, 1, 0.1) for variant in OF_THE_SOURCE} == {"rope"}
     assert [canonical(variant, 2, 0.1) for variant in ("rope", "pi", "drope_scaled")] == ["rope", "pi", "drope_scaled"]
     assert canonical("drope_scaled", 1, 0.1) == canonical("drope_scaled", 4, 0.0) == "drope"
 
