@@ -12,6 +12,7 @@ from eval.errors import EvaluationError
 from eval.files import digest_files, digest_text
 from eval.harness import read_items
 from eval.length_sweep import rows_at
+from eval.longrope2 import read_factors
 from eval.models import (
     Models,
     head_dim_of,
@@ -144,8 +145,8 @@ def _read_validation(
     searched = searched_tokens(config, longest)
     if searched and available < min(scored, available) + searched:
         raise EvaluationError(
-            f"validation: {available} tokens, of which {min(scored, available)} are scored; the search of longrope2 takes "
-            f"{searched} others; prepare more validation text, lower loss.tokens, or give longrope2.factors"
+            f"validation: {available} tokens, of which {min(scored, available)} are scored; the search of longrope2 "
+            f"takes {searched} others; prepare more validation text, lower loss.tokens, or give longrope2.factors"
         )
     tokens = read_tokens(datasets, scored + searched)
     if available <= config.loss.tokens:

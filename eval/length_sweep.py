@@ -47,7 +47,7 @@ def bucket_edges(length: int) -> tuple[int, ...]:
 def loss_at_length(
     model: "PreTrainedModel", tokens: np.ndarray, length: int, rows: int, batch_tokens: int, window: int | None = None
 ) -> LossByLength:
-    """Score `model` on `rows` rows of `length` tokens each, cut from `tokens`; `window`: tokens that it sees at most."""
+    """Score `model` on `rows` rows of `length` tokens each, cut from `tokens`; it sees `window` tokens at most."""
     cut = cut_rows(tokens, length, rows)
     losses = cropped_losses(model, cut, window, batch_tokens) if window else token_losses(model, cut, batch_tokens)
     value, stderr = mean_and_error(losses.mean(axis=1))

@@ -1,8 +1,8 @@
 """LongRoPE2's rescale factors (Shang et al. 2025, arXiv:2502.20082): one per pair of dimensions, found by evolution.
 
-Pair i turns by theta^(-2i/d) / factor_i per token. Pairs from a critical one on have not turned a whole round within the
-training length, so their factors must reach s; those before are rescaled as by a changed base (NTK-aware), which leaves
-the fastest as they are. Which pair is critical, and how far beyond s the later factors go, is what the search decides.
+Pair i turns by theta^(-2i/d) / factor_i per token. Pairs from a critical one on have not turned a whole round within
+the training length, so their factors must reach s; those before are rescaled as by a changed base (NTK-aware), which
+leaves the fastest as they are. Which pair is critical, and how far beyond s the later factors go, the search decides.
 """
 
 import json

@@ -2,8 +2,8 @@
 
 Definitions and claims of Gelberg et al. 2025 (arXiv:2512.12167, section 3). With centred weights c (sum over j <= i of
 c_ij = 0 for every i) an attention head has the positional bias A = 1/T sum_i sum_{j<=i} c_ij alpha_ij. On a constant
-sequence a model without positional embeddings attends uniformly, so A and its gradients are zero (proposition 3.2); with
-RoPE they are not (3.3). Where embeddings spread by no more than epsilon around their prefix means, a model without
+sequence a model without positional embeddings attends uniformly, so A and its gradients are zero (proposition 3.2);
+with RoPE they are not (3.3). Where embeddings spread by no more than epsilon around their prefix means, a model without
 positional embeddings keeps spread, bias and gradients of the order of epsilon (theorem 3.4).
 """
 
@@ -34,8 +34,8 @@ class LayerProbe:
     """One layer of a model on one sequence.
 
     prefix_spread: of the states that go into the layer, as a share of their mean norm. By bias: bias is the mean over
-    heads of |A|, query_grad and key_grad the root mean square over heads of the norm of A's gradient with respect to the
-    layer's query and key weights.
+    heads of |A|, query_grad and key_grad the root mean square over heads of the norm of A's gradient with respect to
+    the layer's query and key weights.
     """
 
     layer: int
@@ -46,7 +46,7 @@ class LayerProbe:
 
 
 def centred_weights(kind: Bias, length: int) -> Tensor:
-    """[length, length], zero above the diagonal, every row's sum zero: the mass on the token itself, or on the one before.
+    """[length, length], zero above the diagonal, rows that sum to zero: mass on the token itself, or on the one before.
 
     c_ij = [j is that token] - 1 / i (i from 1); a token without a predecessor has none.
     """

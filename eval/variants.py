@@ -46,9 +46,9 @@ def scaled_rope(
 ) -> dict[str, Any]:
     """`rope_parameters` of transformers for a RoPE variant at context factor `factor`.
 
-    context: training length C in tokens. factors: of LongRoPE2, [head_dim / 2]. Sources: PI, arXiv:2306.15595 (positions
-    divided by s); YaRN, arXiv:2309.00071; LongRoPE2, arXiv:2502.20082; dynamic NTK: emozilla (2023), "Dynamically scaled
-    RoPE": NTK's base with s l / C - (s - 1) in place of s, l being the length read.
+    context: training length C in tokens. factors: of LongRoPE2, [head_dim / 2]. Sources: PI, arXiv:2306.15595
+    (positions divided by s); YaRN, arXiv:2309.00071; LongRoPE2, arXiv:2502.20082; dynamic NTK: emozilla (2023),
+    "Dynamically scaled RoPE": NTK's base with s l / C - (s - 1) in place of s, l being the length read.
     """
     rope = {"rope_theta": theta, "factor": float(factor)}
     if variant == "dynamic_ntk":

@@ -1,5 +1,4 @@
-"""`drope probe`: the paper's theory, measured on a run's model before and after training, with positions and without."""
-
+"""`drope probe`: the paper's theory, measured on a run's model untrained and trained, with positions and without."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The theory probes as one picture: what holds on constant sequences, how it grows with epsilon, what training makes."""
+"""The theory probes as one picture: on constant sequences, by epsilon, and on text."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

@@ -40,7 +40,7 @@ def test_greedy_tokens_are_the_argmax_of_all_logits(model: LlamaForCausalLM, row
 
 @pytest.mark.parametrize("length", [5, 8, 9, 20, 23])
 def test_cropped_losses_have_at_least_half_a_window_before_them(model: LlamaForCausalLM, length: int) -> None:
-    """Windows start every 4 tokens, the last one so that it ends with the row; of those that hold a token, the first."""
+    """Windows start every 4 tokens, the last ends with the row; of those that hold a token the first counts."""
     rows, window = np.random.default_rng(4).integers(3, 2048, (2, length + 1)), 8
     got = cropped_losses(model, rows, window, 64)
     starts = [*range(0, length - window, 4), length - window] if length > window else [0]

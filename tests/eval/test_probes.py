@@ -81,7 +81,7 @@ def test_constant_sequences_have_no_bias_without_rope_and_one_with_it(model_fold
 
 
 def test_everything_is_of_the_order_of_epsilon_without_rope(model_folder: Path) -> None:
-    """Theorem 3.4: slope 1 for spread, bias and gradients in every layer; with RoPE bias and gradients do not vanish."""
+    """Theorem 3.4: slope 1 for spread, bias and gradients in every layer; with RoPE the last two do not vanish."""
     subjects = [Subject(name=name, folder=model_folder, rope=name == "RoPE", seed=0) for name in ("NoPE", "RoPE")]
     found = run(subjects, None, length=LENGTH, seed=0)
     for one in found.slopes:

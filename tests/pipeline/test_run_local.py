@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from eval.probe_run import ProbeResults
 from pipeline.errors import RecipeError
 from pipeline.manifest import Manifest
 from pipeline.recipe import load_recipe
@@ -48,6 +49,19 @@ def test_every_stage_left_a_manifest_with_its_lineage(finished: Path) -> None:
     assert manifests["recalibration"].inputs.keys() == {"data", "surgery"}
     assert manifests["surgery"].facts["verification"]["comparisons"]["with RoPE"]["top1_agreement"] == 1.0
     assert manifests["export"].facts["drope"]["mean_difference"] < 1e-5
+
+
+def test_a_finished_run_is_probed_with_its_export_on_its_text(copied: Path, drope: Any) -> None:
+    made = drope("probe", copied / "recipe.yaml", "--length", 16)
+    assert made.returncode == 0, made.stderr
+    found = ProbeResults.model_validate_json((copied / "runs/tiny/probes/probes.json").read_bytes())
+    assert found.subjects[-1].name == "DroPE"
+    assert {layer.subject for layer in found.layers if layer.sequence == "text"} == {one.name for one in found.subjects}
+    at_rest = [layer for layer in found.layers if (layer.subject, layer.sequence) == ("DroPE", "constant")]
+    assert all(max(layer.bias.values()) < 1e-12 for layer in at_rest if layer.epsilon == 0)
+    refused = drope("probe", copied / "recipe.yaml", f"model.path={copied / 'runs/tiny/export/drope'}")
+    assert refused.returncode == 2 and "it has no RoPE, so there is nothing to compare" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
 
 
 def test_a_second_run_skips_everything_within_seconds(finished: Path, drope: Any) -> None:
