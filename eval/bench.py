@@ -13,7 +13,7 @@ from eval.models import Models
 from eval.recall import sample_records, score_recall
 from eval.recall_samples import RecallSamples, recall_samples
 from eval.rescale import searched
-from eval.results import Curve, Score
+from eval.results import Curve, SampleValues, Score
 from eval.units import Unit, UnitResult
 from eval.variants import depends_on_factor, load_variant
 
@@ -56,12 +56,18 @@ class Bench:
                 length=None if unit.harness else unit.factor * self._prepared.context,
                 value=value,
                 stderr=stderr,
-                samples=samples,
+                samples=len(each),
                 seconds=seconds,
             )
-            for metric, value, stderr, samples in found
+            for metric, value, stderr, each in found
         )
-        return UnitResult(digest=digest, scores=scores, curve=curve, seconds=seconds), records
+        values = tuple(
+            SampleValues(
+                variant=unit.variant, task=unit.task, metric=metric, context_factor=unit.factor, values=tuple(each)
+            )
+            for metric, _, _, each in found
+        )
+        return UnitResult(digest=digest, scores=scores, values=values, curve=curve, seconds=seconds), records
 
     def _model(self, unit: Unit) -> "PreTrainedModel":
         """The unit's model; the one before is let go first, so that two never share the memory."""
@@ -101,13 +107,13 @@ class Bench:
         curve = Curve(
             variant=unit.variant, context_factor=unit.factor, length=length, edges=found.edges, loss=found.by_position
         )
-        return [("nats_per_token", found.value, found.stderr, found.rows)], curve, []
+        return [("nats_per_token", found.value, found.stderr, found.by_row)], curve, []
 
     def _recall(self, unit: Unit, model: "PreTrainedModel") -> tuple[list[tuple], None, Records]:
         samples = self._recall_samples(unit.factor)
         found = score_recall(model, samples, self._config.batch_tokens, self._window(unit))
         records = sample_records(samples, found, self._prepared.tokenizer)
-        return [("exact_match", found.value, found.stderr, len(found.right))], None, records
+        return [("exact_match", found.value, found.stderr, found.right.astype(float).tolist())], None, records
 
     def _recall_samples(self, factor: int) -> RecallSamples:
         """Drawn once per length and used for every variant."""
@@ -131,4 +137,4 @@ class Bench:
             batch_tokens=self._config.batch_tokens,
             seed=self._config.seed,
         )
-        return [(score.metric, score.value, score.stderr, score.samples) for score in found], None, []
+        return [(score.metric, score.value, score.stderr, score.values) for score in found], None, []

@@ -27,6 +27,8 @@ class HarnessScore:
     value: float
     stderr: float | None
     samples: int
+    values: tuple[float, ...]
+    """Of every item, in the file's order."""
 
 
 def read_items(task: HarnessTask) -> list[dict[str, Any]]:
@@ -130,7 +132,7 @@ def score_harness(
             model=adapter,
             tasks=[task_config(task, items)],
             task_manager=TaskManager(include_defaults=False),
-            log_samples=False,
+            log_samples=True,
             random_seed=seed,
             numpy_random_seed=seed,
             torch_random_seed=seed,
@@ -139,8 +141,15 @@ def score_harness(
     found = results["results"][task.name]
     samples = results["n-samples"][task.name]["effective"]
     metrics = [name for name in ("acc", "acc_norm") if f"{name},none" in found]
+    items_scored = sorted(results["samples"][task.name], key=lambda item: item["doc_id"])
     return [
-        HarnessScore(name, float(found[f"{name},none"]), _number(found[f"{name}_stderr,none"]), samples)
+        HarnessScore(
+            name,
+            float(found[f"{name},none"]),
+            _number(found[f"{name}_stderr,none"]),
+            samples,
+            tuple(float(item[name]) for item in items_scored),
+        )
         for name in metrics
     ]
 

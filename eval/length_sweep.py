@@ -22,6 +22,7 @@ class LossByLength:
     rows: int
     edges: tuple[int, ...]
     by_position: tuple[float, ...]
+    by_row: tuple[float, ...]
 
 
 def rows_at(available: int, wanted: int, length: int) -> int:
@@ -50,10 +51,11 @@ def loss_at_length(
     """Score `model` on `rows` rows of `length` tokens each, cut from `tokens`; it sees `window` tokens at most."""
     cut = cut_rows(tokens, length, rows)
     losses = cropped_losses(model, cut, window, batch_tokens) if window else token_losses(model, cut, batch_tokens)
-    value, stderr = mean_and_error(losses.mean(axis=1))
+    by_row = losses.mean(axis=1)
+    value, stderr = mean_and_error(by_row)
     edges = bucket_edges(length)
     by_position = np.add.reduceat(losses.mean(axis=0), edges[:-1]) / np.diff(edges)
-    return LossByLength(value, stderr, rows, edges, tuple(float(loss) for loss in by_position))
+    return LossByLength(value, stderr, rows, edges, tuple(by_position.tolist()), tuple(by_row.tolist()))
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:

@@ -11,7 +11,7 @@ from eval.config import EvaluationConfig, Variant
 from eval.errors import EvaluationError
 from eval.files import write_atomic
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RESULTS = "results.json"
 TABLE = "results.csv"
 
@@ -34,6 +34,16 @@ class Score(_Record):
     seconds: float = Field(description="Time that the scoring took, without loading the model.")
 
 
+class SampleValues(_Record):
+    """What a score is the mean of: one value per row, sample or item, in the same order for every variant."""
+
+    variant: Variant = Field(description="Model variant.")
+    task: str = Field(description="As in the score.")
+    metric: str = Field(description="As in the score.")
+    context_factor: int = Field(description="As in the score.")
+    values: tuple[float, ...] = Field(description="Nats per token of a row; 1 or 0 of a sample or item.")
+
+
 class Curve(_Record):
     """Loss along the position, at the longest length."""
 
@@ -47,13 +57,14 @@ class Curve(_Record):
 class Results(_Record):
     """Everything that an evaluation found, with what it was found on."""
 
-    schema_version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this form.")
+    schema_version: Literal[2] = Field(SCHEMA_VERSION, description="Version of this form.")
     source: str = Field(description="Folder of the source model.")
     training_length: int = Field(description="The source's context in tokens: context factor 1.")
     models: dict[str, str] = Field(description="Digest of config and weights of each model folder, by its role.")
     tokenizer_digest: str = Field(description="SHA-256 over the tokenizer's files.")
     config: EvaluationConfig = Field(description="What was asked for.")
     scores: tuple[Score, ...] = Field(description="All scores: by task, then variant, then length.")
+    values: tuple[SampleValues, ...] = Field(description="The values behind the scores, for paired comparisons.")
     curves: tuple[Curve, ...] = Field(description="Loss along the position at the longest length, by variant.")
     chance: dict[str, float] = Field(description="What guessing would score, by task.")
     environment: dict[str, str] = Field(description="Versions and devices that computed this.")

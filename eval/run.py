@@ -13,7 +13,7 @@ from eval.files import disk_errors, write_atomic
 from eval.models import Models, role_of
 from eval.recall_samples import load_words
 from eval.results import RESULTS, TABLE, Results
-from eval.units import UNITS, Unit, UnitResult, curves_of, keep, kept, plan_units, scores_of, unit_digest
+from eval.units import UNITS, Unit, UnitResult, curves_of, keep, kept, plan_units, scores_of, unit_digest, values_of
 
 __all__ = ["Models", "check", "run"]
 
@@ -93,6 +93,7 @@ def _merge(config: EvaluationConfig, models: Models, prepared: Prepared, found: 
         tokenizer_digest=prepared.digests["tokenizer"],
         config=config,
         scores=tuple(scores_of(config, found)),
+        values=tuple(values_of(config, found)),
         curves=tuple(curves_of(config, found)),
         chance=chance,
         environment=_environment(config, prepared),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval.config import EvaluationConfig, HarnessTask, Variant
 from eval.files import digest_text, write_atomic
-from eval.results import SCHEMA_VERSION, Curve, Score
+from eval.results import SCHEMA_VERSION, Curve, SampleValues, Score
 from eval.variants import canonical, depends_on_factor
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class UnitResult(BaseModel):
 
     digest: str = Field(description="Digest of all that the scores depend on.")
     scores: tuple[Score, ...] = Field(description="The unit's scores.")
+    values: tuple[SampleValues, ...] = Field(description="The values that the scores are the means of.")
     curve: Curve | None = Field(description="Loss along the position, for a loss unit.")
     seconds: float = Field(description="Time that the scoring took.")
 
@@ -114,17 +116,30 @@ def kept(out_dir: Path, unit: Unit, digest: str) -> UnitResult | None:
 
 def scores_of(config: EvaluationConfig, results: dict[Unit, UnitResult]) -> list[Score]:
     """The scores of every variant asked for, by task, variant, length; copied where one unit stands for several."""
+    found = []
+    for variant, result in _asked_for(config, results):
+        found += [score.model_copy(update={"variant": variant}) for score in result.scores]
+    return found
+
+
+def values_of(config: EvaluationConfig, results: dict[Unit, UnitResult]) -> list[SampleValues]:
+    """The values behind `scores_of`, in its order."""
+    found = []
+    for variant, result in _asked_for(config, results):
+        found += [values.model_copy(update={"variant": variant}) for values in result.values]
+    return found
+
+
+def _asked_for(config: EvaluationConfig, results: dict[Unit, UnitResult]) -> Iterator[tuple[Variant, UnitResult]]:
+    """Every cell of the matrix by task, variant, length, with the unit that stands for it."""
     tasks: list[tuple[str, HarnessTask | None]] = [("loss", None)]
     if config.recall is not None:
         tasks.append(("recall", None))
     tasks += [(task.name, task) for task in config.harness]
-    scores = []
     for name, harness in tasks:
         for variant in config.variants:
             for factor in config.lengths if harness is None else (1,):
-                unit = Unit(name, canonical(variant, factor, config.softmax_scale_c), factor, harness)
-                scores += [score.model_copy(update={"variant": variant}) for score in results[unit].scores]
-    return scores
+                yield variant, results[Unit(name, canonical(variant, factor, config.softmax_scale_c), factor, harness)]
 
 
 def curves_of(config: EvaluationConfig, results: dict[Unit, UnitResult]) -> list[Curve]:

@@ -1,11 +1,13 @@
-"""What may be said about DroPE against its rivals: better or worse only beyond two standard errors."""
+"""What may be said about DroPE against its rivals: better or worse only beyond the noise of the same samples."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from eval.config import OF_THE_SOURCE, Variant
 from eval.results import Results, Score
+from eval.statistics import paired_bootstrap
 from pipeline.report.variants import LOOKS
 
 Verdict = Literal["better", "worse", "within the noise", "no standard error"]
@@ -18,19 +20,23 @@ _HEADLINE_FACTOR = 4
 class Claim:
     """DroPE against one rival on one task at one length.
 
-    difference: positive where DroPE is better. stderr: of the difference, None where either score has none.
+    difference: positive where DroPE is better. stderr: of the difference, None where either score has none. interval:
+    its central 95%, where the values behind both scores were compared in pairs.
     """
 
     ours: Score
     rival: Score
     difference: float
     stderr: float | None
+    interval: tuple[float, float] | None = None
 
     @property
     def verdict(self) -> Verdict:
         if self.stderr is None:
             return "no standard error"
-        if abs(self.difference) <= _STANDARD_ERRORS * self.stderr:
+        reach = _STANDARD_ERRORS * self.stderr
+        low, high = self.interval or (self.difference - reach, self.difference + reach)
+        if low <= 0 <= high:
             return "within the noise"
         return "better" if self.difference > 0 else "worse"
 
@@ -49,16 +55,21 @@ class Claim:
         return f"{self.number(abs(self.difference))}{error}"
 
 
-def compare(ours: Score, rival: Score) -> Claim:
-    """The standard errors are added as if independent.
+def compare(ours: Score, rival: Score, values: tuple[Sequence[float], Sequence[float]] | None = None) -> Claim:
+    """By a bootstrap over samples where the `values` behind both are given, which were scored on the same samples.
 
-    All variants are scored on the same samples, so the true error of the difference is mostly smaller: a claim made
-    here would also stand in a paired test.
+    Without them, or where all differences are alike so that nothing can be drawn, the standard errors are added as if
+    independent, which mostly overstates the noise.
     """
     sign = -1 if ours.task == "loss" else 1
+    difference = sign * (ours.value - rival.value)
+    if values and len(values[0]) > 1:
+        paired = paired_bootstrap(*(values if sign > 0 else reversed(values)))
+        if paired.stderr > 0:
+            return Claim(ours, rival, difference, paired.stderr, (paired.low, paired.high))
     errors = (standard_error(ours), standard_error(rival))
     stderr = None if None in errors else math.hypot(*errors)  # type: ignore[arg-type]
-    return Claim(ours=ours, rival=rival, difference=sign * (ours.value - rival.value), stderr=stderr)
+    return Claim(ours, rival, difference, stderr)
 
 
 def standard_error(score: Score) -> float | None:
@@ -84,6 +95,14 @@ def claims(results: Results, task: str) -> list[Claim]:
     """At every length: DroPE against the best RoPE variant (the source itself at 1x), then against the control."""
     ours = our_variant(results)
     cells = {(score.variant, score.context_factor): score for score in results.scores if score.task == task}
+    behind = {
+        (values.variant, values.task, values.metric, values.context_factor): values.values for values in results.values
+    }
+
+    def against(mine: Score, rival: Score) -> Claim:
+        both = [behind.get((one.variant, task, one.metric, one.context_factor)) for one in (mine, rival)]
+        return compare(mine, rival, None if None in both else (both[0], both[1]))
+
     found = []
     for factor in results.config.lengths:
         mine = cells.get((ours, factor)) if ours else None
@@ -91,9 +110,9 @@ def claims(results: Results, task: str) -> list[Claim]:
             continue
         rivals = [cells[variant, factor] for variant in OF_THE_SOURCE if (variant, factor) in cells]
         if rivals:
-            found.append(compare(mine, min(rivals, key=lambda rival: rival.value if task == "loss" else -rival.value)))
+            found.append(against(mine, min(rivals, key=lambda rival: rival.value if task == "loss" else -rival.value)))
         if ("control", factor) in cells:
-            found.append(compare(mine, cells["control", factor]))
+            found.append(against(mine, cells["control", factor]))
     return found
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from eval.config import EvaluationConfig
-from eval.results import Curve, Score
-from eval.units import UNITS, Unit, UnitResult, curves_of, keep, kept, plan_units, scores_of, unit_digest
+from eval.results import Curve, SampleValues, Score
+from eval.units import UNITS, Unit, UnitResult, curves_of, keep, kept, plan_units, scores_of, unit_digest, values_of
 
 RECALL = {"fact": "{key} {value} ", "question": "{key}", "keys": ("a", "b"), "values": ("x", "y"), "needles": 1}
 TASK = {"name": "arc", "path": "arc.jsonl"}
@@ -48,7 +48,12 @@ def result_of(unit: Unit, config: EvaluationConfig) -> UnitResult:
     )  # fmt: skip
     curve = Curve(variant=unit.variant, context_factor=unit.factor, length=10, edges=(0, 10), loss=(1.0,))
     digest = unit_digest(unit, config, LINEAGE)
-    return UnitResult(digest=digest, scores=scores, curve=curve if unit.task == "loss" else None, seconds=1.0)
+    values = tuple(
+        SampleValues(variant=unit.variant, task=unit.task, metric=metric, context_factor=unit.factor, values=(1.0, 2.0))
+        for metric in metrics
+    )
+    curve = curve if unit.task == "loss" else None
+    return UnitResult(digest=digest, scores=scores, values=values, curve=curve, seconds=1.0)
 
 
 def test_scores_and_curves_are_those_of_the_variants_asked_for() -> None:
@@ -57,6 +62,8 @@ def test_scores_and_curves_are_those_of_the_variants_asked_for() -> None:
     scores = scores_of(config, results)
     assert len(scores) == 7 * 2 + 7 * 2 + 7 * 2, "loss and recall at two lengths, two metrics of arc"
     assert {score.variant for score in scores if score.task == "arc"} == set(config.variants)
+    behind = [(one.variant, one.task, one.metric, one.context_factor) for one in values_of(config, results)]
+    assert behind == [(one.variant, one.task, one.metric, one.context_factor) for one in scores]
     assert [(c.variant, c.context_factor) for c in curves_of(config, results)] == [(v, 2) for v in config.variants]
 
 

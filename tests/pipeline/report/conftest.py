@@ -215,6 +215,7 @@ class Run:
             tokenizer_digest="ef" * 32,
             config=config,
             scores=tuple(self.change(scores)),
+            values=(),
             curves=tuple(curves) if self.curves else (),
             chance={"recall": 0.03125} if self.recall else {},
             environment={"python": "3.11.9", "device": "cpu", "threads": "2"},

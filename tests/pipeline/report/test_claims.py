@@ -74,6 +74,29 @@ def test_small_errors_are_shown_with_enough_decimals() -> None:
     assert judgement(claim) == "better by 0.0060 ± 0.0005"
 
 
+def test_values_of_the_same_samples_are_compared_in_pairs() -> None:
+    """What both find hard cancels: a difference far below the scores' own errors is told, and its sign is kept."""
+    draw = np.random.default_rng(0)
+    hard = draw.normal(2.5, 1.0, 100)
+    mine, theirs = hard + draw.normal(0, 0.01, 100), hard + 0.05 + draw.normal(0, 0.01, 100)
+    scores = [score("loss", float(values.mean()), 0.1, name) for values, name in ((mine, "drope"), (theirs, "yarn"))]
+    assert compare(*scores).verdict == "within the noise"
+    claim = compare(*scores, (mine.tolist(), theirs.tolist()))
+    assert claim.verdict == "better" and claim.difference == pytest.approx(0.05, abs=0.005)
+    assert claim.stderr == pytest.approx(0.0014, rel=0.2) and claim.interval[0] < claim.difference < claim.interval[1]
+    turned = compare(*reversed(scores), (theirs.tolist(), mine.tolist()))
+    assert turned.verdict == "worse" and turned.interval == pytest.approx(
+        (-claim.interval[1], -claim.interval[0]), abs=2e-4
+    )
+
+
+def test_where_all_differ_alike_nothing_is_certain() -> None:
+    """Six of six against none of six: no draw differs from another."""
+    right, wrong = score("recall", 1.0, 0.0, samples=6), score("recall", 0.0, 0.0, "yarn", 6)
+    claim = compare(right, wrong, ([1.0] * 6, [0.0] * 6))
+    assert claim.interval is None and claim.stderr == compare(right, wrong).stderr > 0
+
+
 @pytest.mark.parametrize("share", [0.03, 0.4, 0.95])
 def test_equal_models_are_seldom_called_different(share: float) -> None:
     """Two standard errors of a normal difference are passed by chance in 4.6% of cases."""

@@ -1,0 +1,40 @@
+"""The paired bootstrap against what is known of a mean's error, and by its error rate."""
+
+import numpy as np
+import pytest
+
+from eval.statistics import paired_bootstrap
+
+
+def test_the_error_is_that_of_the_mean_difference() -> None:
+    draw = np.random.default_rng(0)
+    shared = draw.normal(0, 5, 400)  # what both have in common cancels
+    a, b = shared + draw.normal(1, 0.3, 400), shared + draw.normal(0.5, 0.4, 400)
+    found = paired_bootstrap(a, b)
+    error = (a - b).std(ddof=1) / 20
+    assert found.difference == pytest.approx((a - b).mean())
+    assert found.stderr == pytest.approx(error, rel=0.05)
+    assert found.low == pytest.approx(found.difference - 1.96 * error, abs=0.2 * error)
+    assert found.high == pytest.approx(found.difference + 1.96 * error, abs=0.2 * error)
+    assert found == paired_bootstrap(a, b) != paired_bootstrap(a, b, seed=1)
+
+
+def test_the_interval_misses_the_truth_in_about_one_case_of_twenty() -> None:
+    draw = np.random.default_rng(1)
+    missed = 0
+    for seed in range(300):
+        a, b = (draw.random(100) < 0.5, draw.random(100) < 0.5)
+        found = paired_bootstrap(a, b, draws=1000, seed=seed)
+        missed += not found.low <= 0 <= found.high
+    assert 4 <= missed <= 28  # 15 expected; four standard deviations
+
+
+def test_equal_values_differ_by_nothing() -> None:
+    found = paired_bootstrap([1.0, 0.0, 1.0], [1.0, 0.0, 1.0])
+    assert (found.difference, found.stderr, found.low, found.high, found.samples) == (0, 0, 0, 0, 3)
+
+
+@pytest.mark.parametrize(("a", "b"), [([1.0], [1.0]), ([1.0, 2.0], [1.0]), ([], [])])
+def test_what_cannot_be_compared(a: list[float], b: list[float]) -> None:
+    with pytest.raises(ValueError, match="equally many, at least two"):
+        paired_bootstrap(a, b)
