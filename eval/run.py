@@ -9,13 +9,14 @@ from pathlib import Path
 from eval.bench import Bench, Records
 from eval.checks import Prepared, check, prepare
 from eval.config import EvaluationConfig
+from eval.errors import EvaluationError
 from eval.files import disk_errors, write_atomic
 from eval.models import Models, role_of
 from eval.recall_samples import load_words
 from eval.results import RESULTS, TABLE, Results
 from eval.units import UNITS, Unit, UnitResult, curves_of, keep, kept, plan_units, scores_of, unit_digest, values_of
 
-__all__ = ["Models", "check", "run"]
+__all__ = ["Models", "check", "check_merge", "run", "run_task"]
 
 log = logging.getLogger(__name__)
 
@@ -28,22 +29,11 @@ def run(config: EvaluationConfig, *, models: Models, out_dir: Path) -> Results:
 
     Raises: EvaluationError before anything is written for input that cannot be evaluated; later for a full disk.
     """
-    from tqdm import tqdm
-
-    prepared = prepare(config, models)
+    prepared, units = prepare(config, models), plan_units(config)
     with disk_errors(out_dir):
-        (out_dir / UNITS).mkdir(parents=True, exist_ok=True)
         for stale in (RESULTS, TABLE):
             (out_dir / stale).unlink(missing_ok=True)
-    units = plan_units(config)
-    log.info("evaluating %d units of %d variants on %s", len(units), len(config.variants), prepared.device)
-    bench = Bench(config, models, prepared, out_dir)
-    found: dict[Unit, UnitResult] = {}
-    with tqdm(total=len(units), unit="unit", desc="evaluate", disable=None) as bar:
-        for unit in units:
-            bar.set_postfix_str(f"{unit.variant} {unit.factor}x {unit.task}")
-            found[unit] = _kept_or_scored(unit, config, prepared, bench, out_dir)
-            bar.update()
+    found = _score(units, config, models, prepared, out_dir)
     results = _merge(config, models, prepared, found)
     _remove_others(out_dir, units)
     results.save(out_dir)
@@ -51,19 +41,72 @@ def run(config: EvaluationConfig, *, models: Models, out_dir: Path) -> Results:
     return results
 
 
+def run_task(config: EvaluationConfig, *, models: Models, out_dir: Path, task: int, of: int) -> int:
+    """Scores share `task` (0 ... of - 1) of the units, each of which is kept in out_dir/units; how many those are.
+
+    Tasks may run side by side, on any machines that see the folder, and again after they were killed. Units of one
+    model stay together as far as the shares allow, so that few tasks load it.
+
+    Raises: EvaluationError as `run`.
+    """
+    units = share_of(plan_units(config), task, of)
+    if units:
+        _score(units, config, models, prepare(config, models), out_dir)
+    return len(units)
+
+
+def check_merge(config: EvaluationConfig, *, models: Models, out_dir: Path) -> None:
+    """Raises: EvaluationError if the tasks have left units unscored."""
+    prepared, units = prepare(config, models), plan_units(config)
+    missing = [unit for unit in units if _kept(unit, config, prepared, out_dir) is None]
+    if missing:
+        raise EvaluationError(
+            f"{out_dir}: {len(missing)} of {len(units)} units are not scored, the first {missing[0].name}; run their "
+            "tasks again, or evaluate without --merge"
+        )
+
+
+def share_of(units: list[Unit], task: int, of: int) -> list[Unit]:
+    """Task `task`'s part of the units: parts follow each other and differ in length by one at most."""
+    return units[len(units) * task // of : len(units) * (task + 1) // of]
+
+
+def _score(
+    units: list[Unit], config: EvaluationConfig, models: Models, prepared: Prepared, out_dir: Path
+) -> dict[Unit, UnitResult]:
+    """The units' results, kept or computed now."""
+    from tqdm import tqdm
+
+    with disk_errors(out_dir):
+        (out_dir / UNITS).mkdir(parents=True, exist_ok=True)
+    log.info("evaluating %d units of %d variants on %s", len(units), len(config.variants), prepared.device)
+    bench, found = Bench(config, models, prepared, out_dir), {}
+    with tqdm(total=len(units), unit="unit", desc="evaluate", disable=None) as bar:
+        for unit in units:
+            bar.set_postfix_str(f"{unit.variant} {unit.factor}x {unit.task}")
+            found[unit] = _kept_or_scored(unit, config, prepared, bench, out_dir)
+            bar.update()
+    return found
+
+
 def _kept_or_scored(
     unit: Unit, config: EvaluationConfig, prepared: Prepared, bench: Bench, out_dir: Path
 ) -> UnitResult:
     """The unit's result, kept or computed now; its samples are written before the file that vouches for them."""
-    digest = unit_digest(unit, config, _lineage(unit, prepared))
-    samples = _samples_file(out_dir, unit)
-    result = kept(out_dir, unit, digest)
-    if result is None or (unit.task == "recall" and not samples.is_file()):
-        result, records = bench.score(unit, digest)
+    result = _kept(unit, config, prepared, out_dir)
+    if result is None:
+        result, records = bench.score(unit, unit_digest(unit, config, _lineage(unit, prepared)))
         if records:
-            write_atomic(samples, _lines(records))
+            write_atomic(_samples_file(out_dir, unit), _lines(records))
         keep(out_dir, unit, result)
     return result
+
+
+def _kept(unit: Unit, config: EvaluationConfig, prepared: Prepared, out_dir: Path) -> UnitResult | None:
+    """The unit's kept result, with its samples where it has some."""
+    if unit.task == "recall" and not _samples_file(out_dir, unit).is_file():
+        return None
+    return kept(out_dir, unit, unit_digest(unit, config, _lineage(unit, prepared)))
 
 
 def _lineage(unit: Unit, prepared: Prepared) -> dict[str, str]:

@@ -14,9 +14,8 @@ _STAGE_COMMANDS = {
     "recalibrate": ("recalibration", "Train without positional embeddings at the original context length."),
     "control": ("control", "Train the same model with RoPE kept on the same rows (recalibration.control: true)."),
     "export": ("export", "Write the trained weights as a Hugging Face folder."),
-    "evaluate": ("evaluation", "Score the exported model and its RoPE-scaled rivals."),
-    "report": ("report", "Write the HTML page of the run."),
 }
+_REPORT = ("report", "Write the HTML page of the run.")
 _OVERRIDES_HELP = "KEY=VALUE sets a field of the recipe by its dotted path: recalibration.lr=1e-4"
 
 
@@ -124,10 +123,7 @@ def prepare_data(
 
     The shards are the same, byte for byte, whatever N and W are.
     """
-    if (task is None) != (of is None) or (merge and task is not None):
-        raise click.UsageError("--task I and --of N go together, and without --merge")
-    if task is not None and of is not None and task >= of:
-        raise click.UsageError(f"--task {task} --of {of}: tasks are counted from 0 to {of - 1}")
+    checked_task(task, of, merge)
     given = (*overrides, *([f"data.workers={workers}"] if workers else []))
     if task is None and not merge:
         _run(recipe, given, ("data",))
@@ -140,6 +136,14 @@ def prepare_data(
     else:
         data_tasks.check_merge(loaded)
         _run(recipe, given, ("data",))
+
+
+def checked_task(task: int | None, of: int | None, merge: bool) -> None:
+    """Raises: click.UsageError for options of tasks that do not go together."""
+    if (task is None) != (of is None) or (merge and task is not None):
+        raise click.UsageError("--task I and --of N go together, and without --merge")
+    if task is not None and of is not None and task >= of:
+        raise click.UsageError(f"--task {task} --of {of}: tasks are counted from 0 to {of - 1}")
 
 
 def _stage_command(name: str, stage: str, text: str) -> None:
@@ -167,6 +171,38 @@ def _stage_command(name: str, stage: str, text: str) -> None:
 
 for _name, (_stage, _text) in _STAGE_COMMANDS.items():
     _stage_command(_name, _stage, _text)
+
+
+@main.command(epilog=_OVERRIDES_HELP)
+@takes_recipe
+@click.option("--task", type=click.IntRange(min=0), metavar="I", help="Score only share I (0 ... N-1), no results.")
+@click.option("--of", type=click.IntRange(min=1), metavar="N", help="Number of shares; goes with --task.")
+@click.option("--merge", is_flag=True, help="Only put together what the tasks scored; refuse if a unit is missing.")
+def evaluate(recipe: Path, overrides: tuple[str, ...], task: int | None, of: int | None, merge: bool) -> None:
+    """Score the exported model and its RoPE-scaled rivals. One stage of RECIPE; those before it must be complete.
+
+    Alone it scores all that is not scored yet, then writes the results. On a cluster, the same cells variant x task x
+    length in N tasks, e.g. of a job array, which may run side by side and again after they were killed:
+
+    \b
+        drope evaluate RECIPE --task I --of N        for I = 0 ... N-1
+        drope evaluate RECIPE --merge                when all are done
+    """
+    checked_task(task, of, merge)
+    if task is None and not merge:
+        _run(recipe, overrides, ("evaluation",))
+        return
+    from pipeline import evaluation_tasks
+
+    loaded = _load(recipe, overrides)
+    if task is not None and of is not None:
+        evaluation_tasks.run_task(loaded, task, of)
+    else:
+        evaluation_tasks.check_merge(loaded)
+        _run(recipe, overrides, ("evaluation",))
+
+
+_stage_command("report", *_REPORT)
 
 
 @main.command(epilog=_OVERRIDES_HELP)

@@ -175,6 +175,11 @@ def prepare_folder(stage: Stage, identity: Identity, folder: Path) -> None:
         leftover.unlink()
     if (folder / _STARTED_FILE).is_file():
         log.info("%-13s goes on from where it was cut off", stage.name)
+    mark_begun(identity, folder)
+
+
+def mark_begun(identity: Identity, folder: Path) -> None:
+    """Makes a stage's folder and leaves in it what it is made from."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / _STARTED_FILE, identity.model_dump(mode="json"))
 

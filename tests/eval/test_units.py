@@ -5,6 +5,7 @@ import pytest
 
 from eval.config import EvaluationConfig
 from eval.results import Curve, SampleValues, Score
+from eval.run import share_of
 from eval.units import UNITS, Unit, UnitResult, curves_of, keep, kept, plan_units, scores_of, unit_digest, values_of
 
 RECALL = {"fact": "{key} {value} ", "question": "{key}", "keys": ("a", "b"), "values": ("x", "y"), "needles": 1}
@@ -102,3 +103,11 @@ def test_digest_changes_with_what_the_unit_depends_on(unit: Unit, changed: dict,
 def test_digest_changes_with_the_inputs() -> None:
     unit = Unit("loss", "pi", 2)
     assert unit_digest(unit, full_config(), LINEAGE) != unit_digest(unit, full_config(), {**LINEAGE, "source": "9"})
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 5, 100])
+def test_shares_are_all_units_once_and_keep_models_together(of: int) -> None:
+    units = plan_units(full_config())
+    shares = [share_of(units, task, of) for task in range(of)]
+    assert [unit for share in shares for unit in share] == units
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1

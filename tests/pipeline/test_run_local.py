@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from eval.probe_run import ProbeResults
+from eval.results import Results
 from pipeline.errors import RecipeError
 from pipeline.manifest import Manifest
 from pipeline.recipe import load_recipe
@@ -62,6 +63,50 @@ def test_a_finished_run_is_probed_with_its_export_on_its_text(copied: Path, drop
     refused = drope("probe", copied / "recipe.yaml", f"model.path={copied / 'runs/tiny/export/drope'}")
     assert refused.returncode == 2 and "it has no RoPE, so there is nothing to compare" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_an_evaluation_in_tasks_gives_the_results_of_one(copied: Path, drope: Any) -> None:
+    """Tasks in any order, one of them again after its work was lost; nothing is put together that is not whole."""
+    evaluation = copied / "runs/tiny/evaluation"
+    whole = Results.load(evaluation)
+    shutil.rmtree(evaluation)
+    shutil.rmtree(copied / "runs/tiny/report")
+    none = drope("evaluate", copied / "recipe.yaml", "--merge")
+    assert none.returncode == 2 and "4 of 4 units are not scored, the first loss-rope-1x" in none.stderr
+    for task in (2, 0, 1):
+        made = drope("evaluate", copied / "recipe.yaml", "--task", task, "--of", 3)
+        assert made.returncode == 0, made.stderr
+        assert not (evaluation / "results.json").exists()
+    (evaluation / "units" / "loss-drope-1x.json").unlink()
+    lost = drope("evaluate", copied / "recipe.yaml", "--merge")
+    assert lost.returncode == 2 and "1 of 4 units are not scored, the first loss-drope-1x" in lost.stderr
+    other = drope("evaluate", copied / "recipe.yaml", "--task", 0, "--of", 3, "evaluation.seed=5")
+    assert other.returncode == 2 and "config.seed: 0 -> 5" in other.stderr
+    before = {path.name: path.stat().st_mtime_ns for path in (evaluation / "units").iterdir()}
+    for task in range(3):
+        assert drope("evaluate", copied / "recipe.yaml", "--task", task, "--of", 3).returncode == 0
+    assert before.items() <= {path.name: path.stat().st_mtime_ns for path in (evaluation / "units").iterdir()}.items()
+    merged = drope("evaluate", copied / "recipe.yaml", "--merge")
+    assert merged.returncode == 0, merged.stderr
+    found = Results.load(evaluation)
+    assert [score.model_copy(update={"seconds": 0.0}) for score in found.scores] == [
+        score.model_copy(update={"seconds": 0.0}) for score in whole.scores
+    ]
+    assert found.values == whole.values and Manifest.load(evaluation) is not None
+
+
+def test_tasks_that_make_no_sense(copied: Path, drope: Any) -> None:
+    for options, problem in (
+        (("--task", 3, "--of", 3), "tasks are counted from 0 to 2"),
+        (("--task", 0), "--task I and --of N go together"),
+        (("--task", 0, "--of", 2, "--merge"), "without --merge"),
+    ):
+        refused = drope("evaluate", copied / "recipe.yaml", *options)
+        assert refused.returncode == 2 and problem in refused.stderr
+    shutil.rmtree(copied / "runs/tiny/export")
+    shutil.rmtree(copied / "runs/tiny/evaluation")
+    early = drope("evaluate", copied / "recipe.yaml", "--task", 0, "--of", 2)
+    assert early.returncode == 2 and "stage evaluation needs stage export, which is not complete" in early.stderr
 
 
 def test_a_second_run_skips_everything_within_seconds(finished: Path, drope: Any) -> None:
