@@ -31,7 +31,7 @@ def test_keys_may_be_a_file() -> None:
         ({"lengths": (0,)}, "greater than or equal to 1"),
         ({"lengths": ()}, "at least 1 item"),
         ({"variants": ("rope", "rope")}, "rope twice"),
-        ({"variants": ("alibi",)}, "'rope', 'pi', 'ntk', 'yarn'"),
+        ({"variants": ("alibi",)}, "'rope', 'pi', 'ntk', 'dynamic_ntk', 'yarn'"),
         ({"unknown": 1}, "Extra inputs"),
         ({"softmax_scale_c": float("nan")}, "finite"),
         ({"harness": ({"name": "loss", "path": "x"},)}, "one of our own tasks"),
