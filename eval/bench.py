@@ -2,19 +2,26 @@
 
 import logging
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.checks import Prepared
-from eval.config import EvaluationConfig
+from eval import longbench
+from eval.answers import Question, score_answers
+from eval.checks import Prepared, niah_inputs
+from eval.config import LENGTH_DEPENDENT, EvaluationConfig
 from eval.harness import score_harness
-from eval.length_sweep import loss_at_length
+from eval.journal import Journal, Record
+from eval.length_sweep import loss_at_length, mean_and_error
 from eval.models import Models
+from eval.niah.files import load_or_draw
+from eval.niah.scoring import string_match
 from eval.recall import sample_records, score_recall
 from eval.recall_samples import RecallSamples, recall_samples
 from eval.rescale import searched
 from eval.results import Curve, SampleValues, Score
-from eval.units import Unit, UnitResult
+from eval.units import UNITS, Unit, UnitResult, harness_task
 from eval.variants import depends_on_factor, load_variant
 
 if TYPE_CHECKING:
@@ -22,7 +29,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Records = list[dict[str, object]]
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric with its value per row, sample or item, and where what is asked stands, if at one place."""
+
+    metric: str
+    values: tuple[float, ...]
+    depths: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a unit gives: metrics, a loss's curve, and a record per sample where there are any."""
+
+    metrics: tuple[Measured, ...]
+    curve: Curve | None = None
+    records: Sequence[Record] = ()
 
 
 class Bench:
@@ -36,38 +59,35 @@ class Bench:
         self._loaded: tuple[object, PreTrainedModel] | None = None
         self._samples: dict[int, RecallSamples] = {}
 
-    def score(self, unit: Unit, digest: str) -> tuple[UnitResult, Records]:
+    def score(self, unit: Unit, digest: str) -> tuple[UnitResult, Sequence[Record]]:
         """The unit's result, and its records per sample where it has any."""
         model = self._model(unit)
         started = time.perf_counter()
-        if unit.harness is not None:
-            found, curve, records = self._harness(unit, model)
-        elif unit.task == "recall":
-            found, curve, records = self._recall(unit, model)
-        else:
-            found, curve, records = self._loss(unit, model)
+        score = {
+            "loss": self._loss,
+            "recall": self._recall,
+            "niah": self._niah,
+            "longbench": self._longbench,
+            "harness": self._harness,
+        }[unit.family]
+        found = score(unit, model, digest)
         seconds = round(time.perf_counter() - started, 3)
-        scores = tuple(
-            Score(
-                variant=unit.variant,
-                task=unit.task,
-                metric=metric,
-                context_factor=unit.factor,
-                length=None if unit.harness else unit.factor * self._prepared.context,
-                value=value,
-                stderr=stderr,
-                samples=len(each),
-                seconds=seconds,
-            )
-            for metric, value, stderr, each in found
+        length = None if unit.family == "harness" else self._length(unit)
+        scores, values = [], []
+        for measured in found.metrics:
+            value, stderr = mean_and_error(measured.values)
+            place = {"variant": unit.variant, "task": unit.task, "metric": measured.metric}
+            place["context_factor"] = unit.factor
+            samples = len(measured.values)
+            scores.append(Score(**place, length=length, value=value, stderr=stderr, samples=samples, seconds=seconds))
+            values.append(SampleValues(**place, values=measured.values, depths=measured.depths))
+        result = UnitResult(
+            digest=digest, scores=tuple(scores), values=tuple(values), curve=found.curve, seconds=seconds
         )
-        values = tuple(
-            SampleValues(
-                variant=unit.variant, task=unit.task, metric=metric, context_factor=unit.factor, values=tuple(each)
-            )
-            for metric, _, _, each in found
-        )
-        return UnitResult(digest=digest, scores=scores, values=values, curve=curve, seconds=seconds), records
+        return result, found.records
+
+    def _length(self, unit: Unit) -> int:
+        return unit.factor * self._prepared.context
 
     def _model(self, unit: Unit) -> "PreTrainedModel":
         """The unit's model; the one before is let go first, so that two never share the memory."""
@@ -78,7 +98,7 @@ class Bench:
             model = load_variant(
                 unit.variant,
                 self._models.folder(unit.variant),
-                unit.factor if depends_on_factor(unit.variant) else self._config.lengths[-1],
+                unit.factor if depends_on_factor(unit.variant) else self._config.longest,
                 context=self._prepared.context,
                 softmax_scale_c=self._config.softmax_scale_c,
                 factors=factors,
@@ -99,21 +119,22 @@ class Bench:
         """Tokens that the model is shown at most."""
         return self._prepared.context if unit.variant == "crop" else None
 
-    def _loss(self, unit: Unit, model: "PreTrainedModel") -> tuple[list[tuple], Curve, Records]:
-        prepared, length = self._prepared, unit.factor * self._prepared.context
+    def _loss(self, unit: Unit, model: "PreTrainedModel", digest: str) -> Scored:
+        prepared, length = self._prepared, self._length(unit)
         rows = prepared.rows[unit.factor]
         window = self._window(unit)
         found = loss_at_length(model, prepared.tokens, length, rows, self._config.batch_tokens, window)
         curve = Curve(
             variant=unit.variant, context_factor=unit.factor, length=length, edges=found.edges, loss=found.by_position
         )
-        return [("nats_per_token", found.value, found.stderr, found.by_row)], curve, []
+        return Scored((Measured("nats_per_token", found.by_row),), curve)
 
-    def _recall(self, unit: Unit, model: "PreTrainedModel") -> tuple[list[tuple], None, Records]:
+    def _recall(self, unit: Unit, model: "PreTrainedModel", digest: str) -> Scored:
         samples = self._recall_samples(unit.factor)
         found = score_recall(model, samples, self._config.batch_tokens, self._window(unit))
         records = sample_records(samples, found, self._prepared.tokenizer)
-        return [("exact_match", found.value, found.stderr, found.right.astype(float).tolist())], None, records
+        measured = Measured("exact_match", tuple(found.right.astype(float).tolist()), samples.depths)
+        return Scored((measured,), records=records)
 
     def _recall_samples(self, factor: int) -> RecallSamples:
         """Drawn once per length and used for every variant."""
@@ -126,15 +147,66 @@ class Bench:
             )
         return self._samples[factor]
 
-    def _harness(self, unit: Unit, model: "PreTrainedModel") -> tuple[list[tuple], None, Records]:
-        assert unit.harness is not None
+    def _niah(self, unit: Unit, model: "PreTrainedModel", digest: str) -> Scored:
+        prepared, settings = self._prepared, self._config.niah
+        assert settings is not None
+        samples = load_or_draw(
+            unit.task,
+            settings,
+            prepared.essays,
+            prepared.encode_prompt,
+            factor=unit.factor,
+            length=self._length(unit),
+            seed=self._config.seed,
+            digests={name: prepared.digests[name] for name in niah_inputs(unit.task)},
+            out_dir=self._out_dir,
+        )
+        asked = [
+            Question(
+                sample.tokens,
+                lambda answer, values=sample.answers: string_match(answer, values),
+                only_grows=True,
+                facts={"depth": sample.depth, "expected": sample.answers},
+            )
+            for sample in samples
+        ]
+        records = self._answers(unit, model, digest, asked, settings.new_tokens)
+        depths = () if samples[0].depth is None else tuple(sample.depth for sample in samples)
+        return Scored((Measured("string_match", tuple(record["value"] for record in records), depths),), None, records)
+
+    def _longbench(self, unit: Unit, model: "PreTrainedModel", digest: str) -> Scored:
+        items = self._prepared.items[unit.task]
+        task = longbench.task_of(unit.task, items)
+        asked = longbench.questions(task, items, self._prepared.encode_prompt, self._length(unit))
+        records = self._answers(unit, model, digest, asked, longbench.new_tokens(task))
+        values = tuple(record["value"] for record in records)
+        return Scored((Measured(longbench.METRICS[unit.task], values),), None, records)
+
+    def _answers(
+        self, unit: Unit, model: "PreTrainedModel", digest: str, asked: list[Question], new_tokens: int
+    ) -> list[Record]:
+        """Answers to all questions, each kept as it comes."""
+        if window := self._window(unit):
+            asked = [replace(question, prompt=question.prompt[-max(1, window - new_tokens) :]) for question in asked]
+        journal = Journal(self._out_dir / UNITS / f"{unit.name}.answers", digest)
+        return score_answers(
+            model,
+            self._prepared.tokenizer,
+            asked,
+            journal,
+            new_tokens=new_tokens,
+            batch_tokens=self._config.batch_tokens,
+            reuse=unit.variant not in LENGTH_DEPENDENT,
+        )
+
+    def _harness(self, unit: Unit, model: "PreTrainedModel", digest: str) -> Scored:
         found = score_harness(
             model,
             self._prepared.tokenizer,
-            unit.harness,
+            harness_task(self._config, unit.task),
             self._prepared.items[unit.task],
             context=self._prepared.context,
             batch_tokens=self._config.batch_tokens,
             seed=self._config.seed,
         )
-        return [(score.metric, score.value, score.stderr, score.values) for score in found], None, []
+        return Scored(tuple(Measured(score.metric, score.values) for score in found))

@@ -1,7 +1,9 @@
 """Every refusal of an evaluation, before any work: what comes out is all that the units read."""
 
+import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from eval.errors import EvaluationError
 from eval.files import digest_files, digest_text
 from eval.harness import read_items
 from eval.length_sweep import rows_at
+from eval.longbench import load_items
 from eval.longrope2 import read_factors
 from eval.models import (
     Models,
@@ -25,6 +28,9 @@ from eval.models import (
     role_of,
     tokenizer_digest,
 )
+from eval.niah.samples import draw_samples
+from eval.niah.tasks import TASKS
+from eval.niah.words import read_essays
 from eval.recall_samples import load_words, recall_samples
 from eval.tokens import count_tokens, open_prefixes, read_tokens
 
@@ -44,8 +50,8 @@ class Prepared:
 
     context: training length C in tokens. tokens: [n] held-out tokens. unscored: those after them, which nothing is
     scored on. rows: rows of the loss at each context factor. rescale: LongRoPE2's factors by context factor, where they
-    are given. prefix: token ids that a recall sample begins with. items: of each harness task. digests: of each input,
-    by role.
+    are given. prefix: token ids that a prompt begins with. items: of each task of LongBench or the harness. essays:
+    sentences of the needle tasks' haystack. digests: of each input, by role.
     """
 
     context: int
@@ -57,11 +63,16 @@ class Prepared:
     rows: dict[int, int]
     prefix: tuple[int, ...]
     items: dict[str, list[dict[str, Any]]]
+    essays: tuple[str, ...]
     digests: dict[str, str]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without special tokens."""
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a prompt, with what the tokenizer begins it with."""
+        return [*self.prefix, *self.encode(text)]
 
 
 def check(config: EvaluationConfig, models: Models) -> None:
@@ -75,7 +86,7 @@ def prepare(config: EvaluationConfig, models: Models) -> Prepared:
     Raises: EvaluationError.
     """
     device = pick_device(config.device)
-    items = {task.name: read_items(task) for task in config.harness}
+    items, essays = read_task_data(config)
     if config.recall is not None:
         load_words(config.recall)
     folders, configs = _read_models(config, models)
@@ -100,11 +111,46 @@ def prepare(config: EvaluationConfig, models: Models) -> Prepared:
         rows={factor: rows_at(len(tokens), config.loss.tokens, factor * context) for factor in config.lengths},
         prefix=tuple(token for token in tokenizer.encode("") if token == tokenizer.bos_token_id),
         items=items,
-        digests=_digests(config, models, folders),
+        essays=essays,
+        digests=_digests(config, models, folders) | _data_digests(config, items, essays),
     )
     if config.recall is not None:
         _check_recall(config.recall, config, prepared)
+    for name in config.niah.tasks if config.niah else ():
+        one, shortest = config.niah.model_copy(update={"samples": 1}), config.niah_lengths[0] * context
+        draw_samples(name, one, essays, prepared.encode_prompt, shortest, config.seed)
     return prepared
+
+
+def read_task_data(config: EvaluationConfig) -> tuple[dict[str, list[dict[str, Any]]], tuple[str, ...]]:
+    """Items of the tasks of LongBench and the harness, and the essays of needle tasks; from files or the Hub's cache.
+
+    Raises: EvaluationError that names all tasks whose data this machine lacks.
+    """
+    items: dict[str, list[dict[str, Any]]] = {}
+    essays: tuple[str, ...] = ()
+    missing = []
+    wanted = [(task.name, partial(read_items, task)) for task in config.harness]
+    if config.longbench is not None:
+        wanted += [(name, partial(load_items, name, config.longbench)) for name in config.longbench.tasks]
+    for name, read in wanted:
+        try:
+            items[name] = read()
+        except EvaluationError as error:
+            missing.append(str(error))
+    if config.niah is not None and any(TASKS[name].haystack == "essays" for name in config.niah.tasks):
+        try:
+            essays = read_essays(config.niah.essays)
+        except EvaluationError as error:
+            missing.append(str(error))
+    if missing:
+        raise EvaluationError("; and ".join(missing))
+    return items, essays
+
+
+def niah_inputs(name: str) -> set[str]:
+    """Roles of what the samples of a needle task are made from."""
+    return {"tokenizer", "essays"} if TASKS[name].haystack == "essays" else {"tokenizer"}
 
 
 def _read_models(config: EvaluationConfig, models: Models) -> tuple[dict[str, Path], dict[str, "PretrainedConfig"]]:
@@ -191,13 +237,21 @@ def _keeps(prepared: Prepared, fact: str, word: str) -> bool:
 
 
 def _digests(config: EvaluationConfig, models: Models, folders: dict[str, Path]) -> dict[str, str]:
-    """Digest of every input, by its role: models, tokenizer, validation, recall words, harness files."""
+    """Digest of models, tokenizer, validation and recall words, by role."""
     digests = {role: model_digest(folder) for role, folder in folders.items()}
     digests["tokenizer"] = tokenizer_digest(models.tokenizer)
     shards = [digest_files([Path(f"{prefix}.bin"), Path(f"{prefix}.idx")]) for prefix in models.validation]
     digests["validation"] = digest_text(" ".join(shards))
     if config.recall is not None:
         digests["words"] = digest_text(repr(load_words(config.recall)))
-    for task in config.harness:
-        digests[f"harness.{task.name}"] = digest_files([task.path])
     return digests
+
+
+def _data_digests(
+    config: EvaluationConfig, items: dict[str, list[dict[str, Any]]], essays: tuple[str, ...]
+) -> dict[str, str]:
+    """Digests of the items of every task, and of the essays."""
+    found = {
+        f"items.{name}": digest_text(json.dumps(each, sort_keys=True, default=str)) for name, each in items.items()
+    }
+    return found | ({"essays": digest_text("\n".join(essays))} if essays else {})

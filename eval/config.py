@@ -1,5 +1,6 @@
 """What to evaluate: variants, lengths, tasks. Importing this module loads no heavy library."""
 
+import difflib
 from itertools import pairwise
 from pathlib import Path
 from string import Formatter
@@ -11,10 +12,32 @@ Variant = Literal["rope", "pi", "ntk", "dynamic_ntk", "yarn", "longrope2", "crop
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 SCALINGS: tuple[Variant, ...] = ("pi", "ntk", "dynamic_ntk", "yarn", "longrope2")
 """Variants that change RoPE's frequencies by the context factor and are RoPE as it is at 1x."""
+LENGTH_DEPENDENT: tuple[Variant, ...] = ("dynamic_ntk", "longrope2")
+"""Variants whose rotation of a token depends on how many tokens are read at once."""
 OF_THE_SOURCE: tuple[Variant, ...] = ("rope", *SCALINGS, "crop")
 """Variants of the source model as it is, without training."""
-OWN_TASKS = ("loss", "recall")
-"""Tasks that this package scores itself; a harness task may not bear their names."""
+NiahTask = Literal[
+    "niah_single_1",
+    "niah_single_2",
+    "niah_single_3",
+    "niah_multikey_1",
+    "niah_multikey_2",
+    "niah_multikey_3",
+    "niah_multivalue",
+    "niah_multiquery",
+    "niah_depth",
+    "lost_in_the_middle",
+]
+NIAH_TASKS: tuple[NiahTask, ...] = get_args(NiahTask)
+SWEPT_TASKS: tuple[NiahTask, ...] = ("niah_depth", "lost_in_the_middle")
+"""Tasks whose one needle stands at every depth in turn, equally often."""
+LongBenchTask = Literal["multifieldqa_en", "musique", "gov_report", "lcc"]
+LONGBENCH_TASKS: tuple[LongBenchTask, ...] = get_args(LongBenchTask)
+LmTask = Literal["arc_easy", "arc_challenge", "hellaswag", "openbookqa", "piqa", "winogrande"]
+LM_TASKS: tuple[LmTask, ...] = get_args(LmTask)
+"""Tasks that the harness takes from the Hub's cache where no file is given."""
+OWN_TASKS = ("loss", "recall", *NIAH_TASKS, *LONGBENCH_TASKS)
+"""Names that a harness task may not bear."""
 
 
 class _Section(BaseModel):
@@ -76,12 +99,64 @@ class LongRopeConfig(_Section):
     generations: int = Field(12, ge=1, description="Generations of the search.")
 
 
+class NiahConfig(_Section):
+    """Needles in a haystack in RULER's form (arXiv:2404.06654): the answer is generated and matched as a string."""
+
+    tasks: tuple[NiahTask, ...] = Field(
+        (
+            "niah_multiquery",
+            "niah_multikey_1",
+            "niah_multikey_2",
+            "niah_multikey_3",
+            "niah_multivalue",
+            "niah_single_1",
+        ),
+        min_length=1,
+        description="RULER's tasks; niah_depth and lost_in_the_middle put one needle at every depth in turn, among "
+        "essays and among other needles.",
+    )
+    samples: int = Field(100, ge=1, description="Samples per task and length.")
+    lengths: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None, min_length=1, description="Context factors, rising; null: evaluation.lengths."
+    )
+    new_tokens: int = Field(128, ge=1, description="Tokens left for the answer; a sample and these fill the length.")
+    depths: int = Field(11, ge=2, description="Depths of niah_depth and lost_in_the_middle, from 0 to 1.")
+    essays: Path | None = Field(
+        None,
+        description="Text for the haystacks of essays: .txt, or .jsonl with text in each line; null: Paul Graham's "
+        "essays from the Hub's cache (baber/paul_graham_essays).",
+    )
+
+    @field_validator("lengths")
+    @classmethod
+    def _rising(cls, lengths: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return lengths and rising(lengths)
+
+
+class LongBenchConfig(_Section):
+    """LongBench (arXiv:2308.14508) with lm-eval's prompts and metrics."""
+
+    tasks: tuple[LongBenchTask, ...] = Field(LONGBENCH_TASKS, min_length=1, description="Tasks of LongBench.")
+    folder: Path | None = Field(
+        None, description="Folder with LongBench's own TASK.jsonl; null: the Hub's cache (Xnhyacinth/LongBench)."
+    )
+    limit: int | None = Field(None, ge=1, description="Items to score, from the first; all if not given.")
+    factor: int | None = Field(
+        None,
+        ge=1,
+        description="Context factor: longer prompts lose their middle, as in LongBench; null: the longest of "
+        "evaluation.lengths.",
+    )
+
+
 class HarnessTask(_Section):
-    """A local multiple-choice task for lm-eval."""
+    """A multiple-choice task for lm-eval, from a local file or lm-eval's own."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="Name of the task in the results.")
-    path: Path = Field(
-        description="JSONL file with query, choices, gold or with context_options, continuation, gold in each line."
+    path: Path | None = Field(
+        None,
+        description="JSONL file with query, choices, gold or with context_options, continuation, gold in each line; "
+        f"null: lm-eval's own task with its data from the Hub's cache, for {', '.join(LM_TASKS)}.",
     )
     limit: int | None = Field(None, ge=1, description="Items to score, from the first; all if not given.")
     num_fewshot: int = Field(0, ge=0, description="Solved examples before each item, drawn from the other items.")
@@ -93,6 +168,14 @@ class HarnessTask(_Section):
         if name in OWN_TASKS:
             raise ValueError(f"{name!r} is the name of one of our own tasks; choose another")
         return name
+
+    @model_validator(mode="after")
+    def _known(self) -> "HarnessTask":
+        if self.path is None and self.name not in LM_TASKS:
+            raise ValueError(f"{self.name} needs a path; without one: {nearest(self.name, LM_TASKS)}")
+        if self.path is None and self.suffix:
+            raise ValueError("suffix goes with a path: lm-eval's own task has its own prompt")
+        return self
 
 
 class EvaluationConfig(_Section):
@@ -115,6 +198,8 @@ class EvaluationConfig(_Section):
     )
     loss: LossConfig = Field(default_factory=LossConfig, description="Loss against context length.")
     recall: RecallConfig | None = Field(None, description="Recall of facts against context length; none if not given.")
+    niah: NiahConfig | None = Field(None, description="Needles in a haystack as in RULER; none if not given.")
+    longbench: LongBenchConfig | None = Field(None, description="Tasks of LongBench; none if not given.")
     harness: tuple[HarnessTask, ...] = Field(
         (), description="Multiple-choice tasks for lm-eval, at the training length."
     )
@@ -125,14 +210,46 @@ class EvaluationConfig(_Section):
     @field_validator("lengths")
     @classmethod
     def _rising(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
-        if any(left >= right for left, right in pairwise(lengths)):
-            raise ValueError(f"{list(lengths)} must rise, without repeats")
-        return lengths
+        return rising(lengths)
 
     @model_validator(mode="after")
     def _unique(self) -> "EvaluationConfig":
-        for field, names in (("variants", self.variants), ("harness", tuple(task.name for task in self.harness))):
+        named: dict[str, tuple[str, ...]] = {
+            "variants": self.variants,
+            "niah.tasks": self.niah.tasks if self.niah else (),
+            "longbench.tasks": self.longbench.tasks if self.longbench else (),
+            "harness": tuple(task.name for task in self.harness),
+        }
+        for field, names in named.items():
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{field} names {', '.join(twice)} twice")
         return self
+
+    @property
+    def niah_lengths(self) -> tuple[int, ...]:
+        """Context factors of the needle tasks; none where there are no such tasks."""
+        return () if self.niah is None else self.niah.lengths or self.lengths
+
+    @property
+    def longbench_factor(self) -> int:
+        """Context factor that LongBench's prompts are cut to."""
+        return (self.longbench and self.longbench.factor) or self.lengths[-1]
+
+    @property
+    def longest(self) -> int:
+        """The largest context factor that anything is scored at."""
+        return max(self.lengths[-1], *self.niah_lengths, self.longbench_factor if self.longbench else 1)
+
+
+def rising(lengths: tuple[int, ...]) -> tuple[int, ...]:
+    """Raises: ValueError unless each is larger than the one before."""
+    if any(left >= right for left, right in pairwise(lengths)):
+        raise ValueError(f"{list(lengths)} must rise, without repeats")
+    return lengths
+
+
+def nearest(name: str, known: tuple[str, ...]) -> str:
+    """'did you mean X?', or all that is known where nothing is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""Multiple-choice tasks from local files through lm-eval's own harness and its HF adapter, fully offline."""
+"""Multiple-choice tasks through lm-eval's own harness and its HF adapter: local files or its own tasks, offline."""
 
 import json
 import logging
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from eval.config import HarnessTask
 from eval.errors import EvaluationError
+from eval.hub import offline
+from eval.lm_tasks import documents, load_task, manager
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,10 +34,13 @@ class HarnessScore:
 
 
 def read_items(task: HarnessTask) -> list[dict[str, Any]]:
-    """The first `task.limit` items of the task's file, all of one form.
+    """The first `task.limit` items of the task's file, all of one form, or of lm-eval's own task in the Hub's cache.
 
-    Raises: EvaluationError with file and line where the file is missing, empty, or an item is of neither form.
+    Raises: EvaluationError with file and line where the file is missing, empty, or an item is of neither form; where
+    the cache has not the data.
     """
+    if task.path is None:
+        return documents(load_task(task.name, f"harness.{task.name}"))[: task.limit]
     if not task.path.is_file():
         raise EvaluationError(f"harness.{task.name}: {task.path} does not exist; give a local .jsonl file")
     items: list[dict[str, Any]] = []
@@ -125,13 +130,16 @@ def score_harness(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    own = task.path is None
     batch = min(_MAX_BATCH, max(1, batch_tokens // context))
-    with _without_notes():
+    with _without_notes(), offline():
         adapter = HFLM(pretrained=model, tokenizer=tokenizer, max_length=context, batch_size=batch)
         results = simple_evaluate(
             model=adapter,
-            tasks=[task_config(task, items)],
-            task_manager=TaskManager(include_defaults=False),
+            tasks=[task.name if own else task_config(task, items)],
+            task_manager=manager(task.name) if own else TaskManager(include_defaults=False),
+            num_fewshot=task.num_fewshot,
+            limit=task.limit,
             log_samples=True,
             random_seed=seed,
             numpy_random_seed=seed,

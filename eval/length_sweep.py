@@ -1,5 +1,6 @@
 """Loss against context length: mean next-token loss on rows of exactly s * C tokens, and along the position."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,8 @@ def loss_at_length(
     return LossByLength(value, stderr, rows, edges, tuple(by_position.tolist()), tuple(by_row.tolist()))
 
 
-def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
+def mean_and_error(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
     """Mean of [n] values and its standard error, sample deviation / sqrt(n); None where n = 1."""
+    values = np.asarray(values, dtype=float)
     error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
     return float(values.mean()), error

@@ -150,5 +150,15 @@ def pick_device(wanted: str) -> "torch.device":
     return accelerator
 
 
+def free_bytes(device: "torch.device") -> int:
+    """Memory that may be filled with keys and values: three fifths of a GPU's free memory, a quarter of a machine's."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] * 3 // 5
+    return psutil.virtual_memory().available // 4
+
+
 def _one_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ from eval.config import EvaluationConfig, Variant
 from eval.errors import EvaluationError
 from eval.files import write_atomic
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 RESULTS = "results.json"
 TABLE = "results.csv"
 
@@ -24,10 +24,12 @@ class Score(_Record):
     """One number: a variant on a task at a length."""
 
     variant: Variant = Field(description="Model variant.")
-    task: str = Field(description="loss, recall, or the name of a harness task.")
-    metric: str = Field(description="nats_per_token, exact_match, acc or acc_norm.")
+    task: str = Field(description="loss, recall, or the name of a needle, LongBench or harness task.")
+    metric: str = Field(
+        description="nats_per_token, exact_match, string_match, qa_f1, rouge_l, code_sim, acc or acc_norm."
+    )
     context_factor: int = Field(description="Evaluated length / training length.")
-    length: int | None = Field(description="Tokens of a row or sample; none for a harness task.")
+    length: int | None = Field(description="Tokens of a row, or of a sample at most; none for a harness task.")
     value: float = Field(description="The score.")
     stderr: float | None = Field(description="Standard error over rows, samples or items; none for a single one.")
     samples: int = Field(description="Rows, samples or items scored.")
@@ -41,7 +43,10 @@ class SampleValues(_Record):
     task: str = Field(description="As in the score.")
     metric: str = Field(description="As in the score.")
     context_factor: int = Field(description="As in the score.")
-    values: tuple[float, ...] = Field(description="Nats per token of a row; 1 or 0 of a sample or item.")
+    values: tuple[float, ...] = Field(description="Nats per token of a row; 0 to 1 of a sample or item.")
+    depths: tuple[float, ...] = Field(
+        (), description="Where what is asked stands, 0 to 1 of the length; none where it is not at one place."
+    )
 
 
 class Curve(_Record):
@@ -57,7 +62,7 @@ class Curve(_Record):
 class Results(_Record):
     """Everything that an evaluation found, with what it was found on."""
 
-    schema_version: Literal[2] = Field(SCHEMA_VERSION, description="Version of this form.")
+    schema_version: Literal[3] = Field(SCHEMA_VERSION, description="Version of this form.")
     source: str = Field(description="Folder of the source model.")
     training_length: int = Field(description="The source's context in tokens: context factor 1.")
     models: dict[str, str] = Field(description="Digest of config and weights of each model folder, by its role.")

@@ -3,15 +3,18 @@
 import json
 import logging
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from eval.bench import Bench, Records
-from eval.checks import Prepared, check, prepare
+from eval.bench import Bench
+from eval.checks import Prepared, check, niah_inputs, prepare
 from eval.config import EvaluationConfig
 from eval.errors import EvaluationError
 from eval.files import disk_errors, write_atomic
+from eval.journal import Record
 from eval.models import Models, role_of
+from eval.niah.files import NIAH, NIAH_ENDINGS
 from eval.recall_samples import load_words
 from eval.results import RESULTS, TABLE, Results
 from eval.units import UNITS, Unit, UnitResult, curves_of, keep, kept, plan_units, scores_of, unit_digest, values_of
@@ -19,6 +22,9 @@ from eval.units import UNITS, Unit, UnitResult, curves_of, keep, kept, plan_unit
 __all__ = ["Models", "check", "check_merge", "run", "run_task"]
 
 log = logging.getLogger(__name__)
+
+_WITH_SAMPLES = ("recall", "niah", "longbench")
+"""Families whose units leave a record per sample."""
 
 
 def run(config: EvaluationConfig, *, models: Models, out_dir: Path) -> Results:
@@ -99,12 +105,13 @@ def _kept_or_scored(
         if records:
             write_atomic(_samples_file(out_dir, unit), _lines(records))
         keep(out_dir, unit, result)
+        (out_dir / UNITS / f"{unit.name}.answers").unlink(missing_ok=True)
     return result
 
 
 def _kept(unit: Unit, config: EvaluationConfig, prepared: Prepared, out_dir: Path) -> UnitResult | None:
     """The unit's kept result, with its samples where it has some."""
-    if unit.task == "recall" and not _samples_file(out_dir, unit).is_file():
+    if unit.family in _WITH_SAMPLES and not _samples_file(out_dir, unit).is_file():
         return None
     return kept(out_dir, unit, unit_digest(unit, config, _lineage(unit, prepared)))
 
@@ -112,10 +119,12 @@ def _kept(unit: Unit, config: EvaluationConfig, prepared: Prepared, out_dir: Pat
 def _lineage(unit: Unit, prepared: Prepared) -> dict[str, str]:
     """Digests of the inputs that the unit reads."""
     roles = {role_of(unit.variant), "source", "tokenizer"}
-    if unit.harness is not None:
-        roles.add(f"harness.{unit.task}")
+    if unit.family in ("harness", "longbench"):
+        roles.add(f"items.{unit.task}")
+    elif unit.family == "niah":
+        roles |= niah_inputs(unit.task)
     else:
-        roles |= {"validation", "words"} if unit.task == "recall" else {"validation"}
+        roles |= {"validation", "words"} if unit.family == "recall" else {"validation"}
     return {role: prepared.digests[role] for role in sorted(roles)}
 
 
@@ -123,7 +132,7 @@ def _samples_file(out_dir: Path, unit: Unit) -> Path:
     return out_dir / f"samples-{unit.name}.jsonl"
 
 
-def _lines(records: Records) -> str:
+def _lines(records: Sequence[Record]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
@@ -147,7 +156,7 @@ def _merge(config: EvaluationConfig, models: Models, prepared: Prepared, found: 
 def _environment(config: EvaluationConfig, prepared: Prepared) -> dict[str, str]:
     import torch
 
-    packages = ["torch", "transformers", "megatron-core", *(["lm-eval"] if config.harness else [])]
+    packages = ["torch", "transformers", "megatron-core", *(["lm-eval"] if config.harness or config.longbench else [])]
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
@@ -162,6 +171,8 @@ def _remove_others(out_dir: Path, units: list[Unit]) -> None:
     wanted = {_samples_file(out_dir, unit) for unit in units} | {
         out_dir / UNITS / f"{unit.name}.json" for unit in units
     }
-    for path in [*out_dir.glob("samples-*.jsonl"), *(out_dir / UNITS).glob("*.json")]:
+    wanted |= {out_dir / NIAH / f"{unit.task}-{unit.factor}x{end}" for unit in units for end in NIAH_ENDINGS}
+    made = [*out_dir.glob("samples-*.jsonl"), *(out_dir / UNITS).iterdir(), *(out_dir / NIAH).glob("*x.*")]
+    for path in made:
         if path not in wanted:
             path.unlink()

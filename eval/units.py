@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,14 +19,17 @@ log = logging.getLogger(__name__)
 UNITS = "units"
 
 
+Family = Literal["loss", "recall", "niah", "longbench", "harness"]
+
+
 @dataclass(frozen=True)
 class Unit:
-    """One task on one computed variant at one context factor; harness: the lm-eval task, where it is one."""
+    """One task on one computed variant at one context factor."""
 
+    family: Family
     task: str
     variant: Variant
     factor: int
-    harness: HarnessTask | None = None
 
     @property
     def name(self) -> str:
@@ -57,17 +61,30 @@ def plan_units(config: EvaluationConfig) -> list[Unit]:
 
     Where a scaling is the identity (see `canonical`) the plain variant's unit stands for it.
     """
-    units: dict[Unit, None] = {}
-    for variant in config.variants:
-        for factor in config.lengths:
-            computed = canonical(variant, factor, config.softmax_scale_c)
-            units[Unit("loss", computed, factor)] = None
-            if config.recall is not None:
-                units[Unit("recall", computed, factor)] = None
-        for task in config.harness:
-            units[Unit(task.name, canonical(variant, 1, config.softmax_scale_c), 1, task)] = None
+    units = dict.fromkeys(unit for variant in config.variants for _, unit in cells_of(config, (variant,)))
     first_seen = {model: place for place, model in reversed(list(enumerate(unit.model for unit in units)))}
     return sorted(units, key=lambda unit: first_seen[unit.model])
+
+
+def rows_of(config: EvaluationConfig) -> Iterator[tuple[Family, str, tuple[int, ...]]]:
+    """Family, name and context factors of every task."""
+    yield "loss", "loss", config.lengths
+    if config.recall is not None:
+        yield "recall", "recall", config.lengths
+    for name in config.niah.tasks if config.niah else ():
+        yield "niah", name, config.niah_lengths
+    for name in config.longbench.tasks if config.longbench else ():
+        yield "longbench", name, (config.longbench_factor,)
+    for task in config.harness:
+        yield "harness", task.name, (1,)
+
+
+def cells_of(config: EvaluationConfig, variants: tuple[Variant, ...]) -> Iterator[tuple[Variant, Unit]]:
+    """Every cell of the matrix by task, variant, length, with the unit that stands for it."""
+    for family, name, factors in rows_of(config):
+        for variant in variants:
+            for factor in factors:
+                yield variant, Unit(family, name, canonical(variant, factor, config.softmax_scale_c), factor)
 
 
 def unit_digest(unit: Unit, config: EvaluationConfig, lineage: dict[str, str]) -> str:
@@ -75,22 +92,29 @@ def unit_digest(unit: Unit, config: EvaluationConfig, lineage: dict[str, str]) -
 
     lineage: digests of the inputs (model, tokenizer, validation, data files) that this unit reads.
     """
-    if unit.harness is not None:
-        task = unit.harness.model_dump(mode="json", exclude={"path"})
-    elif unit.task == "recall" and config.recall is not None:
-        task = config.recall.model_dump(mode="json")
-    else:
-        task = config.loss.model_dump(mode="json")
     facts = {
         "schema_version": SCHEMA_VERSION,
         "unit": unit.name,
-        "task": task,
+        "task": _settings(unit, config),
         "lineage": lineage,
         "numbers": config.model_dump(mode="json", include={"dtype", "seed", "device", "batch_tokens"}),
         "softmax_scale_c": config.softmax_scale_c if unit.variant == "drope_scaled" else None,
         "longrope2": config.longrope2.model_dump(mode="json") if unit.variant == "longrope2" else None,
     }
     return digest_text(json.dumps(facts, sort_keys=True))
+
+
+def _settings(unit: Unit, config: EvaluationConfig) -> dict[str, Any]:
+    """What the recipe says of the unit's task, without what names its data (see lineage) or only chooses units."""
+    if unit.family == "harness":
+        return harness_task(config, unit.task).model_dump(mode="json", exclude={"path"})
+    section = getattr(config, unit.family)
+    return section.model_dump(mode="json", exclude={"tasks", "lengths", "essays", "folder", "factor"})
+
+
+def harness_task(config: EvaluationConfig, name: str) -> HarnessTask:
+    """The harness task of that name."""
+    return next(task for task in config.harness if task.name == name)
 
 
 def keep(out_dir: Path, unit: Unit, result: UnitResult) -> None:
@@ -117,38 +141,23 @@ def kept(out_dir: Path, unit: Unit, digest: str) -> UnitResult | None:
 def scores_of(config: EvaluationConfig, results: dict[Unit, UnitResult]) -> list[Score]:
     """The scores of every variant asked for, by task, variant, length; copied where one unit stands for several."""
     found = []
-    for variant, result in _asked_for(config, results):
-        found += [score.model_copy(update={"variant": variant}) for score in result.scores]
+    for variant, unit in cells_of(config, config.variants):
+        found += [score.model_copy(update={"variant": variant}) for score in results[unit].scores]
     return found
 
 
 def values_of(config: EvaluationConfig, results: dict[Unit, UnitResult]) -> list[SampleValues]:
     """The values behind `scores_of`, in its order."""
     found = []
-    for variant, result in _asked_for(config, results):
-        found += [values.model_copy(update={"variant": variant}) for values in result.values]
+    for variant, unit in cells_of(config, config.variants):
+        found += [values.model_copy(update={"variant": variant}) for values in results[unit].values]
     return found
 
 
-def _asked_for(config: EvaluationConfig, results: dict[Unit, UnitResult]) -> Iterator[tuple[Variant, UnitResult]]:
-    """Every cell of the matrix by task, variant, length, with the unit that stands for it."""
-    tasks: list[tuple[str, HarnessTask | None]] = [("loss", None)]
-    if config.recall is not None:
-        tasks.append(("recall", None))
-    tasks += [(task.name, task) for task in config.harness]
-    for name, harness in tasks:
-        for variant in config.variants:
-            for factor in config.lengths if harness is None else (1,):
-                yield variant, results[Unit(name, canonical(variant, factor, config.softmax_scale_c), factor, harness)]
-
-
 def curves_of(config: EvaluationConfig, results: dict[Unit, UnitResult]) -> list[Curve]:
-    """The loss along the position of every variant asked for, at the longest length."""
-    factor = config.lengths[-1]
-    curves = []
-    for variant in config.variants:
-        unit = Unit("loss", canonical(variant, factor, config.softmax_scale_c), factor)
-        curve = results[unit].curve
-        if curve is not None:
-            curves.append(curve.model_copy(update={"variant": variant}))
-    return curves
+    """The loss along the position of every variant asked for, at the longest length of the loss."""
+    return [
+        curve.model_copy(update={"variant": variant})
+        for variant, unit in cells_of(config, config.variants)
+        if unit.family == "loss" and unit.factor == config.lengths[-1] and (curve := results[unit].curve) is not None
+    ]

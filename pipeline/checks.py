@@ -115,15 +115,14 @@ def check_tokenizer(recipe: Recipe) -> None:
 
 
 def check_evaluation_files(config: EvaluationConfig) -> None:
-    """The files of the evaluation, which would otherwise be opened only when the training is over.
+    """The data of the evaluation's tasks, which would otherwise be opened only when the training is over.
 
     Raises: EvaluationError.
     """
-    from eval.harness import read_items
+    from eval.checks import read_task_data
     from eval.recall_samples import load_words
 
-    for task in config.harness:
-        read_items(task)
+    read_task_data(config)
     if config.recall is not None:
         load_words(config.recall)
 

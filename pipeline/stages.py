@@ -226,7 +226,11 @@ def validation_prefixes(run: Path) -> tuple[Path, ...]:
 def _evaluation_fingerprints(recipe: Recipe) -> dict[str, str]:
     from model_surgery.files import fingerprint_files
 
-    files = {f"task {task.name}": task.path for task in recipe.evaluation.harness}
+    files = {f"task {task.name}": task.path for task in recipe.evaluation.harness if task.path}
+    if niah := recipe.evaluation.niah:
+        files |= {"essays": niah.essays} if niah.essays else {}
+    if (longbench := recipe.evaluation.longbench) and longbench.folder:
+        files |= {f"task {name}": longbench.folder / f"{name}.jsonl" for name in longbench.tasks}
     if recall := recipe.evaluation.recall:
         words = {"recall keys": recall.keys, "recall values": recall.values}
         files |= {name: path for name, path in words.items() if isinstance(path, Path)}

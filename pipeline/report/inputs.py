@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.results import RESULTS, Results
+from eval.units import cells_of
 from model_surgery.files import file_digest
 from pipeline.errors import RecipeError
 from pipeline.manifest import Manifest
@@ -114,10 +115,7 @@ def require_unchanged(folder: Path, manifest: Manifest, name: str) -> None:
 def missing_scores(results: Results) -> list[str]:
     """The scores that the evaluation's configuration asks for and that it has not, as 'recall of yarn at 4x'."""
     config = results.config
-    wanted = [("loss", variant, factor) for variant in config.variants for factor in config.lengths]
-    if config.recall is not None:
-        wanted += [("recall", variant, factor) for variant in config.variants for factor in config.lengths]
-    wanted += [(task.name, variant, 1) for task in config.harness for variant in config.variants]
+    wanted = [(unit.task, variant, unit.factor) for variant, unit in cells_of(config, config.variants)]
     found = {(score.task, score.variant, score.context_factor) for score in results.scores}
     return [
         f"{task} of {variant} at {factor}x" for task, variant, factor in wanted if (task, variant, factor) not in found

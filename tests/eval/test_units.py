@@ -34,12 +34,22 @@ def test_plan_computes_equal_variants_once_and_each_model_in_a_row() -> None:
 
 def test_a_scaling_alone_still_has_its_1x() -> None:
     config = EvaluationConfig(variants=("pi",), lengths=(1, 4))
-    assert plan_units(config) == [Unit("loss", "rope", 1), Unit("loss", "pi", 4)]
+    assert plan_units(config) == [Unit("loss", "loss", "rope", 1), Unit("loss", "loss", "pi", 4)]
+
+
+def test_needles_have_their_own_lengths_and_longbench_one() -> None:
+    niah = {"tasks": ("niah_single_1", "niah_depth"), "lengths": (2, 16)}
+    config = EvaluationConfig(variants=("rope", "pi"), lengths=(1, 4), niah=niah, longbench={"tasks": ("lcc",)})
+    found = {(unit.task, unit.variant, unit.factor) for unit in plan_units(config) if unit.family != "loss"}
+    both = [(task, variant) for task in ("niah_single_1", "niah_depth") for variant in ("rope", "pi")]
+    wanted = {(*one, factor) for one in both for factor in (2, 16)}
+    assert found == wanted | {("lcc", "rope", 4), ("lcc", "pi", 4)}
+    assert config.longest == 16
 
 
 def result_of(unit: Unit, config: EvaluationConfig) -> UnitResult:
-    length = None if unit.harness else unit.factor * 10
-    metrics = ("acc", "acc_norm") if unit.harness else ("m",)
+    length = None if unit.family == "harness" else unit.factor * 10
+    metrics = ("acc", "acc_norm") if unit.family == "harness" else ("m",)
     scores = tuple(
         Score(
             variant=unit.variant, task=unit.task, metric=metric, context_factor=unit.factor, length=length,
@@ -69,7 +79,7 @@ def test_scores_and_curves_are_those_of_the_variants_asked_for() -> None:
 
 
 def test_kept_unit_is_read_back(tmp_path: Path) -> None:
-    config, unit = full_config(), Unit("loss", "pi", 2)
+    config, unit = full_config(), Unit("loss", "loss", "pi", 2)
     (tmp_path / UNITS).mkdir()
     result = result_of(unit, config)
     assert kept(tmp_path, unit, result.digest) is None
@@ -83,25 +93,30 @@ def test_kept_unit_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("unit", "changed", "same"),
     [
-        (Unit("loss", "pi", 2), {"loss": {"tokens": 9}}, False),
-        (Unit("loss", "pi", 2), {"dtype": "bfloat16"}, False),
-        (Unit("loss", "pi", 2), {"lengths": (1, 2, 4)}, True),
-        (Unit("loss", "pi", 2), {"variants": ("pi",)}, True),
-        (Unit("loss", "pi", 2), {"recall": None}, True),
-        (Unit("loss", "pi", 2), {"softmax_scale_c": 0.5}, True),
-        (Unit("loss", "drope_scaled", 2), {"softmax_scale_c": 0.5}, False),
-        (Unit("recall", "pi", 2), {"recall": {**RECALL, "samples": 3}}, False),
-        (Unit("recall", "pi", 2), {"loss": {"tokens": 9}}, True),
-        (Unit("recall", "pi", 2), {"seed": 1}, False),
+        (Unit("loss", "loss", "pi", 2), {"loss": {"tokens": 9}}, False),
+        (Unit("loss", "loss", "pi", 2), {"dtype": "bfloat16"}, False),
+        (Unit("loss", "loss", "pi", 2), {"lengths": (1, 2, 4)}, True),
+        (Unit("loss", "loss", "pi", 2), {"variants": ("pi",)}, True),
+        (Unit("loss", "loss", "pi", 2), {"recall": None}, True),
+        (Unit("loss", "loss", "pi", 2), {"softmax_scale_c": 0.5}, True),
+        (Unit("loss", "loss", "drope_scaled", 2), {"softmax_scale_c": 0.5}, False),
+        (Unit("recall", "recall", "pi", 2), {"recall": {**RECALL, "samples": 3}}, False),
+        (Unit("recall", "recall", "pi", 2), {"loss": {"tokens": 9}}, True),
+        (Unit("recall", "recall", "pi", 2), {"seed": 1}, False),
+        (Unit("niah", "niah_single_1", "pi", 2), {"niah": {"samples": 3}}, False),
+        (Unit("niah", "niah_single_1", "pi", 2), {"niah": {"tasks": ("niah_single_1",), "lengths": (2,)}}, True),
+        (Unit("longbench", "lcc", "pi", 2), {"longbench": {"limit": 3}}, False),
+        (Unit("longbench", "lcc", "pi", 2), {"longbench": {"tasks": ("lcc",)}}, True),
     ],
 )
 def test_digest_changes_with_what_the_unit_depends_on(unit: Unit, changed: dict, same: bool) -> None:
-    before, after = (unit_digest(unit, full_config(**change), LINEAGE) for change in ({}, changed))
+    sections = {"niah": {}, "longbench": {}}
+    before, after = (unit_digest(unit, full_config(**{**sections, **change}), LINEAGE) for change in ({}, changed))
     assert (before == after) is same
 
 
 def test_digest_changes_with_the_inputs() -> None:
-    unit = Unit("loss", "pi", 2)
+    unit = Unit("loss", "loss", "pi", 2)
     assert unit_digest(unit, full_config(), LINEAGE) != unit_digest(unit, full_config(), {**LINEAGE, "source": "9"})
 
 

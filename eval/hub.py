@@ -1,0 +1,48 @@
+"""Data sets in the Hub's cache of this machine: nothing is downloaded here."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from eval.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Let `datasets` look into its cache alone: a node without a network would otherwise wait for every request."""
+    import datasets
+    import huggingface_hub.constants as hub
+
+    before = datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE
+    noise = logging.getLogger("datasets.load")
+    level = noise.level
+    datasets.config.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE = True
+    noise.setLevel(logging.ERROR)  # it warns that it uses the cache, which is what is wanted
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE = before
+        noise.setLevel(level)
+
+
+def cached_split(path: str, name: str | None, split: str, field: str) -> "Dataset":
+    """A split of a Hub data set from the cache. `field` of the recipe asks for it.
+
+    Raises: EvaluationError where the cache has it not, with the way to bring it there.
+    """
+    from datasets import load_dataset
+
+    try:
+        with offline():
+            return load_dataset(path, name, split=split)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:  # what `datasets` raises offline varies
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        config = "" if name is None else f", {name!r}"
+        raise EvaluationError(
+            f"{field}: {path} is not in this machine's Hub cache ({reason}); name a local file, or where there is a "
+            f'network: python -c "import datasets; datasets.load_dataset({path!r}{config})"'
+        ) from None

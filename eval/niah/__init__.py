@@ -1,0 +1,1 @@
+"""Needles in a haystack as in RULER: samples, their files, their scores."""
