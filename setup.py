@@ -28,6 +28,7 @@ setup(
         "protobuf>=7.36",
         "safetensors==0.8.0",
         "lm-eval==0.4.13",
+        "wonderwords==3.0.1",
         "accelerate>=1.15",
         "tensorboard==2.21.0",
         "numpy>=2.4,<2.5",
@@ -47,6 +48,7 @@ setup(
     ],
     extras_require={
         "fast": ["fastokens==0.3.5", "gigatoken==0.10.0", "tokie==0.1.4"],
+        "longbench": ["lm-eval[longbench]==0.4.13"],
         "wandb": ["wandb==0.31.0"],
         "gpu": ["transformer-engine[pytorch,core_cu13]==2.20.0"],
         "test": ["pytest>=9", "ruff>=0.17", "import-linter>=2.16"],

@@ -43,12 +43,16 @@ def score_answers(
         log.info("%d of %d answers are there already", len(questions) - len(left), len(questions))
     ends = end_tokens(model, tokenizer)
 
+    end = tokenizer.eos_token or ""
+
     def text(tokens: list[int]) -> str:
-        return tokenizer.decode(tokens, skip_special_tokens=True)
+        """Up to the token that ends it, or up to that token's text in other tokens, which lm-eval takes for an end."""
+        found = tokenizer.decode(tokens[:-1] if tokens[-1] in ends else tokens, skip_special_tokens=True)
+        return found.split(end)[0] if end else found
 
     def stop(place: int, tokens: list[int]) -> bool:
-        question = questions[left[place]]
-        return tokens[-1] in ends or (question.only_grows and question.score(text(tokens)) == 1)
+        question, shown = questions[left[place]], tokenizer.decode(tokens)
+        return tokens[-1] in ends or (end and end in shown) or (question.only_grows and question.score(shown) == 1)
 
     answers = generate(
         model,

@@ -14,6 +14,7 @@ from eval.config import LENGTH_DEPENDENT, EvaluationConfig
 from eval.harness import score_harness
 from eval.journal import Journal, Record
 from eval.length_sweep import loss_at_length, mean_and_error
+from eval.lm_tasks import task_over
 from eval.models import Models
 from eval.niah.files import load_or_draw
 from eval.niah.scoring import string_match
@@ -22,7 +23,7 @@ from eval.recall_samples import RecallSamples, recall_samples
 from eval.rescale import searched
 from eval.results import Curve, SampleValues, Score
 from eval.units import UNITS, Unit, UnitResult, harness_task
-from eval.variants import depends_on_factor, load_variant
+from eval.variants import depends_on_factor, forget_lengths, load_variant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,6 +107,8 @@ class Bench:
                 device=self._prepared.device,
             )
             self._loaded = unit.model, model
+        if unit.variant in LENGTH_DEPENDENT:
+            forget_lengths(self._loaded[1])
         return self._loaded[1]
 
     def _factors(self, unit: Unit) -> tuple[float, ...]:
@@ -176,7 +179,7 @@ class Bench:
 
     def _longbench(self, unit: Unit, model: "PreTrainedModel", digest: str) -> Scored:
         items = self._prepared.items[unit.task]
-        task = longbench.task_of(unit.task, items)
+        task = task_over(f"longbench_{unit.task}", items)
         asked = longbench.questions(task, items, self._prepared.encode_prompt, self._length(unit))
         records = self._answers(unit, model, digest, asked, longbench.new_tokens(task))
         values = tuple(record["value"] for record in records)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eval.models import free_bytes
+from eval.variants import forget_lengths
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +116,9 @@ def _answer(
     cache = RoomyCache(model.config.num_hidden_layers, length + new_tokens)
     with torch.inference_mode():
         start = 0
-        if trunk is not None:
+        if trunk is None:
+            forget_lengths(model)
+        else:
             start = min(shared(prompts[batch[0]], prompts[batch[-1]]), length - 1)
         if start >= _SHARED_AT_LEAST:
             trunk.reach(prompts[batch[0]][:start], batch_tokens)

@@ -1,7 +1,7 @@
 """lm-eval's own tasks: their prompts, metrics and where their data lie."""
 
 import functools
-from collections.abc import Callable
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,26 +29,41 @@ def manager(name: str) -> "TaskManager":
     """lm-eval's task manager for the one folder that holds `name`; to look through all folders takes many seconds."""
     from lm_eval.tasks import TaskManager
 
-    folder = "longbench" if name.startswith("longbench_") else _FOLDERS[name]
-    place = Path(find_spec("lm_eval").submodule_search_locations[0]) / "tasks" / folder
-    return TaskManager(include_path=str(place), include_defaults=False)
+    return TaskManager(include_path=str(_folder(name)), include_defaults=False)
 
 
-def load_task(name: str, field: str, items: Callable[..., Any] | None = None) -> "Task":
-    """lm-eval's task with its data: `items` (a function that returns splits) or what the Hub's cache holds.
+def _folder(name: str) -> Path:
+    inside = _FOLDERS.get(name, "longbench")
+    return Path(find_spec("lm_eval").submodule_search_locations[0]) / "tasks" / inside
+
+
+def load_task(name: str, field: str) -> "Task":
+    """lm-eval's own task with its data from the Hub's cache.
 
     Raises: EvaluationError where the cache has not the data. `field` of the recipe asks for them.
     """
-    spec = {"task": name} | ({} if items is None else {"custom_dataset": items})
     try:
         with offline():
-            return manager(name).load_task_or_group([spec])[name]
+            return manager(name).load_task_or_group(name)[name]
     except (OSError, ValueError, KeyError, RuntimeError) as error:  # what `datasets` raises offline varies
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise EvaluationError(
             f"{field}: the data of {name} are not in this machine's Hub cache ({reason}); name a local file, or where "
             f"there is a network run it once: lm_eval --model dummy --tasks {name} --limit 1"
         ) from None
+
+
+def task_over(name: str, items: list[dict[str, Any]]) -> "Task":
+    """lm-eval's own task of LongBench, with its prompt and metric, over these items."""
+    from datasets import Dataset
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # one of its metrics would be faster with a compiled library
+        config = load_yaml(_folder(name) / f"{name.removeprefix('longbench_')}.yaml", resolve_func=True)
+    config |= {"dataset_path": None, "dataset_name": None}
+    config["custom_dataset"] = lambda **_: {"test": Dataset.from_list(items)}
+    return manager(name).load_task_or_group([{key: value for key, value in config.items() if key != "tag"}])[name]
 
 
 def documents(task: "Task") -> list[dict[str, Any]]:

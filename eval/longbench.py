@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from eval.answers import Question
@@ -18,6 +19,7 @@ METRICS: dict[LongBenchTask, str] = {
     "gov_report": "rouge_l",
     "lcc": "code_sim",
 }
+_METRIC_PACKAGES = ("jieba", "fuzzywuzzy", "rouge")
 Encode = Callable[[str], Sequence[int]]
 _TEXTS = ("context", "question")
 
@@ -27,6 +29,11 @@ def load_items(name: LongBenchTask, config: LongBenchConfig) -> list[dict[str, A
 
     Raises: EvaluationError with file and line where the data are missing, empty or of another form.
     """
+    for package in _METRIC_PACKAGES:
+        if find_spec(package) is None:
+            raise EvaluationError(
+                f"longbench: its metrics need {package}; install it with pip install drope[longbench]"
+            )
     if config.folder is None:
         return documents(load_task(f"longbench_{name}", "longbench.folder"))[: config.limit]
     path = config.folder / f"{name}.jsonl"
@@ -54,13 +61,6 @@ def _item(line: bytes, where: str) -> dict[str, Any]:
     raise EvaluationError(f"{where}: needs context, input (or question) and answers, as LongBench's own files have")
 
 
-def task_of(name: LongBenchTask, items: list[dict[str, Any]]) -> "Task":
-    """lm-eval's task over these items."""
-    from datasets import Dataset
-
-    return load_task(f"longbench_{name}", "longbench", lambda **_: {"test": Dataset.from_list(items)})
-
-
 def new_tokens(task: "Task") -> int:
     """Tokens that an answer may have."""
     return int(task.config.generation_kwargs["max_gen_toks"])
@@ -72,23 +72,26 @@ def questions(task: "Task", items: Sequence[dict[str, Any]], encode: Encode, len
     encode: text to token ids with the special tokens of a prompt.
     """
     most = length - new_tokens(task)
-    return [
-        Question(
-            prompt=tuple(_fit(task.doc_to_text(item), encode, most)),
-            score=lambda answer, item=item: float(task.process_results(item, [answer])["score"]),
-            only_grows=False,
-            facts={"expected": item["answers"]},
+    found = []
+    for item in items:
+        whole = encode(task.doc_to_text(item))
+        prompt = _fit(whole, most)
+        found.append(
+            Question(
+                prompt=tuple(prompt),
+                score=lambda answer, item=item: float(task.process_results(item, [answer])["score"]),
+                only_grows=False,
+                facts={"prompt_tokens": len(prompt), "cut": len(whole) > most, "expected": item["answers"]},
+            )
         )
-        for item in items
-    ]
+    return found
 
 
-def _fit(text: str, encode: Encode, most: int) -> Sequence[int]:
+def _fit(tokens: Sequence[int], most: int) -> Sequence[int]:
     """The prompt's tokens; of one that is too long the first and last half, as LongBench's own code has it.
 
     That code joins the halves as texts; where a special token leads, the first half keeps it.
     """
-    tokens = encode(text)
     if len(tokens) <= most:
         return tokens
     return [*tokens[: most - most // 2], *tokens[len(tokens) - most // 2 :]]

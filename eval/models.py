@@ -112,10 +112,12 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     if not folder.is_dir():
         raise EvaluationError(f"{folder}: no such tokenizer folder; give one that has tokenizer.json")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         # AutoTokenizer ends in many kinds of error, among them plain Exception from the Rust side.
         raise EvaluationError(f"{folder}: unknown tokenizer format: {_one_line(error)}") from None
+    tokenizer.model_max_length = 2**62  # longer texts are the purpose here; it would warn of each
+    return tokenizer
 
 
 def tokenizer_digest(folder: Path) -> str:

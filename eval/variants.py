@@ -137,6 +137,15 @@ def load_variant(
     return model.to(device).eval()
 
 
+def forget_lengths(model: "PreTrainedModel") -> None:
+    """Makes dynamic NTK read the next tokens as the first: transformers keeps the base of the longest text so far."""
+    import torch
+
+    model.model.rotary_emb(
+        torch.empty(1, device=model.device), torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    )
+
+
 def scale_queries(model: "PreTrainedModel", beta: float) -> None:
     """Multiply every layer's queries by beta, in place: softmax(beta q.k / sqrt d) with the model's own attention.
 
