@@ -54,8 +54,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "RepoNotFound")
         elif match := re.fullmatch(rf"/api/datasets/{name}(?:/revision/(.+))?", path):
             self._revision(match[1] or "main")
-        elif match := re.fullmatch(rf"/api/datasets/{name}/tree/([^/]+)", path):
-            self._tree(match[1])
+        elif match := re.fullmatch(rf"/api/datasets/{name}/tree/([^/]+)(?:/(.+))?", path):
+            self._tree(match[1], match[2] or "")
         elif match := re.fullmatch(rf"/datasets/{name}/resolve/([^/]+)/(.+)", path):
             self._file(match[2])
         else:
@@ -67,9 +67,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._error(404, "RevisionNotFound")
 
-    def _tree(self, revision: str) -> None:
+    def _tree(self, revision: str, folder: str) -> None:
         if revision == COMMIT:
-            self._json([_entry(path, content) for path, content in self.server.files.items()])
+            files = self.server.files.items()
+            self._json([_entry(path, content) for path, content in files if path.startswith(folder)])
         else:
             self._error(404, "RevisionNotFound")
 
