@@ -176,8 +176,8 @@ def _unscored(
     available = count_tokens(datasets) - scored
     if available < longest + 1:
         raise EvaluationError(
-            f"validation: {available + scored} tokens, of which {scored} are scored by the evaluation; a scale is tuned "
-            f"on others, at least {longest + 1}; prepare more validation text, or lower evaluation.loss.tokens"
+            f"validation: {available + scored} tokens, of which {scored} are scored by the evaluation; a scale is "
+            f"tuned on others, at least {longest + 1}; prepare more validation text, or lower evaluation.loss.tokens"
         )
     size = max(wanted, longest) + 1
     found = read_tokens(datasets, scored + 2 * size)[scored:]
