@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from eval.errors import EvaluationError
 from eval.files import write_atomic
+from eval.forward import LOGIT_ELEMENTS
 from eval.judging import Judge, JudgedBy
 from eval.models import head_dim_of
 from eval.scale_tuning import Tuning
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LEARNING_RATE = 0.1
-_LOGIT_ELEMENTS = 2**24
 
 
 class _Record(BaseModel):
@@ -71,8 +71,8 @@ def scaled_parts(model: "PreTrainedModel") -> list["torch.nn.Module"]:
         norm = getattr(layer.self_attn, "q_norm", None)
         if norm is not None and norm.weight.numel() != width:
             raise EvaluationError(
-                "--per-head: queries have a norm over each head, whose weight all heads share: no head can have a scale "
-                "of its own; leave it out"
+                "--per-head: queries have a norm over each head, whose weight all heads of a layer share, so that none "
+                "can have a scale of its own; leave --per-head out"
             )
         parts.append(layer.self_attn.q_proj if norm is None else norm)
     return parts
@@ -153,7 +153,7 @@ def mean_loss(model: "PreTrainedModel", rows: np.ndarray) -> "torch.Tensor":
     ids = torch.from_numpy(rows.astype(np.int64)).to(model.device)
     states = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)
     targets = ids[:, 1:].flatten()
-    positions = max(1, _LOGIT_ELEMENTS // model.config.vocab_size)
+    positions = max(1, LOGIT_ELEMENTS // model.config.vocab_size)
 
     def summed(piece: "torch.Tensor", wanted: "torch.Tensor") -> "torch.Tensor":
         return cross_entropy(head(piece).float(), wanted, reduction="sum")
@@ -166,13 +166,14 @@ def mean_loss(model: "PreTrainedModel", rows: np.ndarray) -> "torch.Tensor":
 def _training(model: "PreTrainedModel") -> Iterator[None]:
     """All weights frozen, and every layer's activations computed again in the backward pass, since rows are long."""
     model.requires_grad_(False)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.disable_input_require_grads()  # only the reentrant kind needs it
     model.train()  # transformers checkpoints in this mode alone; exports have no dropout
     try:
         yield
     finally:
         model.eval()
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
 
 
 def _batches(text: Judge, steps: int) -> Iterator[np.ndarray]:
