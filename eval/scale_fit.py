@@ -1,7 +1,6 @@
 """Arithmetic of the softmax scale: the best beta of a curve, c in beta = 1 + c ln s, and how sure they are."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -12,8 +11,6 @@ EVALUATIONS = len(GRID) + _REFINED
 """The most losses that `minimised` takes."""
 _TOLERANCE = 5e-3
 _APART = 0.05
-
-ErrorBy = Literal["bootstrap", "residuals"]
 
 
 def minimised(loss: Callable[[float], float]) -> float:

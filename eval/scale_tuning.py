@@ -20,7 +20,6 @@ from eval.length_sweep import mean_and_error
 from eval.models import Models
 from eval.scale_fit import (
     EVALUATIONS,
-    ErrorBy,
     at_an_end,
     bootstrap_betas,
     fitted_c,
@@ -78,8 +77,12 @@ class ScaleResults(_Record):
     judged_by: JudgedBy
     seed: int = Field(description="Seed of the needle samples, where those judge.")
     c: float = Field(description="In beta = 1 + c ln s, by least squares.")
-    c_error: float | None = Field(description="Its standard error.")
-    c_error_by: ErrorBy | None = Field(description="What the error comes from; none where there is none.")
+    c_error: float | None = Field(
+        description="Its standard error over draws of rows at every length; none where a length has a single row."
+    )
+    c_residual_error: float | None = Field(
+        description="Its standard error from the distances of the betas to the line; none for a single length."
+    )
     lengths: tuple[TunedLength, ...]
 
     def beta(self, factor: float) -> float:
@@ -254,8 +257,8 @@ class _Curve:
 def tune(tuning: Tuning, models: Models, model: "PreTrainedModel") -> ScaleResults:
     """The beta of least loss at every length above 1x, and c of beta = 1 + c ln s through them (arXiv:2512.12167).
 
-    c's standard error is that of refits to betas of redrawn rows, each length for itself; where a length has a single
-    row, from the residuals. The model is left with no scale.
+    c has two standard errors: of refits to the betas of redrawn rows, drawn for each length by itself, and from the
+    residuals of the fit, which also tell how far the betas are from such a line. The model is left with no scale.
     """
     from tqdm import tqdm
 
@@ -274,7 +277,7 @@ def tune(tuning: Tuning, models: Models, model: "PreTrainedModel") -> ScaleResul
     for one in lengths:
         if at_an_end(one.beta):
             log.warning("%dx: the least loss is at the end of what is searched, beta = %.3f", one.factor, one.beta)
-    error, error_by = _error(factors, betas, draws)
+    redrawn = None if any(drawn is None for drawn in draws) else fitted_c(factors, np.stack(draws, axis=-1))
     return ScaleResults(
         model=str(models.folder("drope")),
         model_digest=tuning.prepared.digests["drope"],
@@ -282,17 +285,7 @@ def tune(tuning: Tuning, models: Models, model: "PreTrainedModel") -> ScaleResul
         judged_by=curves[0].judge.kind,
         seed=tuning.config.seed + 1,
         c=c,
-        c_error=error,
-        c_error_by=error_by,
+        c_error=None if redrawn is None else float(redrawn.std(ddof=1)),
+        c_residual_error=residual_error(factors, betas),
         lengths=lengths,
     )
-
-
-def _error(
-    factors: list[int], betas: list[float], draws: list[np.ndarray | None]
-) -> tuple[float | None, ErrorBy | None]:
-    """Standard error of c, and from what."""
-    if all(drawn is not None for drawn in draws):
-        return float(fitted_c(factors, np.stack(draws, axis=-1)).std(ddof=1)), "bootstrap"
-    error = residual_error(factors, betas)
-    return error, None if error is None else "residuals"

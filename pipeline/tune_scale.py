@@ -143,9 +143,15 @@ def summary(tuned: Tuned) -> str:
             f"{one.loss_plain:>8.4f} {one.loss_tuned:>8.4f} {one.fitted_beta:>11.3f} {one.loss_fitted:>8.4f}  "
             f"{pm(one.gain, one.gain_error, 4)}"
         )
-    origin = {"bootstrap": "bootstrap over rows", "residuals": "residuals of the fit", None: "no error: one length"}
-    lines.append(f"beta = 1 + c ln s: c = {pm(found.c, found.c_error, 4)} ({origin[found.c_error_by]})")
+    lines.append(f"beta = 1 + c ln s: c = {found.c:.4f}, standard error {errors(found)}")
     return "\n".join([*lines, *(head_lines(tuned.heads) if tuned.heads else []), *recipe_lines(found)])
+
+
+def errors(found: ScaleResults) -> str:
+    """c's standard errors in words."""
+    said = {"over draws of rows": found.c_error, "by the distances of the betas to this line": found.c_residual_error}
+    known = [f"{error:.4f} {how}" for how, error in said.items() if error is not None]
+    return ", ".join(known) or "unknown: a single row, a single length"
 
 
 def pm(value: float, error: float | None, digits: int) -> str:
