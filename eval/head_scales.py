@@ -118,7 +118,7 @@ def train_heads(
     before = torch.full(shape, start, device=model.device)
     trained = before.log().requires_grad_()
     adam, losses = torch.optim.Adam([trained], lr=learning_rate), []
-    with _training(model), tqdm(total=steps, desc="per-head scales", unit="step", disable=None) as bar:
+    with frozen_training(model), tqdm(total=steps, desc="per-head scales", unit="step", disable=None) as bar:
         for rows in _batches(text, steps):
             with scaled_heads(model, trained.exp()):
                 loss = mean_loss(model, rows)
@@ -163,7 +163,7 @@ def mean_loss(model: "PreTrainedModel", rows: np.ndarray) -> "torch.Tensor":
 
 
 @contextmanager
-def _training(model: "PreTrainedModel") -> Iterator[None]:
+def frozen_training(model: "PreTrainedModel") -> Iterator[None]:
     """All weights frozen, and every layer's activations computed again in the backward pass, since rows are long."""
     model.requires_grad_(False)
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})

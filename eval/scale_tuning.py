@@ -116,7 +116,7 @@ class Tuning:
     """What a scale is tuned with: nothing of it is scored by the evaluation.
 
     tokens: [n] held-out text beyond the scored, for rows to judge or to train by; check: [m] that follows it, for rows
-    that neither beta nor a head's scale has seen.
+    that neither beta nor a head's scale has seen. wanted: tokens of such rows. samples: needles.
     """
 
     config: EvaluationConfig
@@ -169,9 +169,9 @@ def prepare_tuning(
 def _unscored(
     models: Models, prepared: Prepared, longest: int, wanted: int, *, share: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out tokens after the scored ones: for at least one row of `longest` tokens, and as many to check by.
+    """Held-out tokens after the scored ones: for at least one row of `longest` tokens; and others to check by.
 
-    share: where there are fewer than twice the wanted ones, half are left for the check if the other half holds a row.
+    share: as many for the check; where there are too few for both, half are, if the other half holds a row.
     """
     if not longest:
         return np.empty(0, np.int64), np.empty(0, np.int64)
@@ -182,12 +182,12 @@ def _unscored(
             f"validation: {available + scored} tokens, of which {scored} are scored by the evaluation; a scale is "
             f"tuned on others, at least {longest + 1}; prepare more validation text, or lower evaluation.loss.tokens"
         )
-    size = max(wanted, longest) + 1
-    found = read_tokens(datasets, scored + 2 * size)[scored:]
+    size, parts = max(wanted, longest) + 1, 2 if share else 1
+    found = read_tokens(datasets, scored + parts * size)[scored:]
+    if len(found) < parts * size:
+        log.warning("validation: %d tokens are not scored, %d are asked for; all are taken", len(found), parts * size)
     if share:
         size = max(longest + 1, min(size, len(found) // 2))
-    if len(found) < size:
-        log.warning("validation has %d tokens that are not scored, %d are asked for; all are taken", len(found), size)
     return found[:size], found[size:]
 
 

@@ -40,5 +40,5 @@ def fold_heads(tensors: dict[str, "Tensor"], shape: ModelShape, scales: HeadScal
     for name, tensor in tensors.items():
         if name.endswith(ends) and (found := re.search(r"\.layers\.(\d+)\.", name)):
             factors = torch.tensor(scales[int(found[1])]).repeat_interleave(shape.head_dim)
-            folded[name] = (tensor.float().T * factors).T
+            folded[name] = tensor.float() * factors.reshape(-1, *(1,) * (tensor.ndim - 1))
     return folded
