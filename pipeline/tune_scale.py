@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from eval.files import write_atomic
 from eval.head_scales import LEARNING_RATE, TrainedHeads, scaled_parts, train_heads
+from eval.models import read_config
 from eval.scale_tuning import ScaleResults, load_model, prepare_tuning, tune
 from model_surgery import export
 from model_surgery.softmax_scale import SoftmaxScale
@@ -50,7 +51,8 @@ def tune_scale(
     single heads at the largest of these, or at the longest evaluated length: heads.json, model-heads-Sx. tokens,
     samples: what a scale is judged by, see `eval.scale_tuning.prepare_tuning`.
 
-    Raises: RecipeError unless data and export are complete; EvaluationError; SurgeryError.
+    Raises: RecipeError unless data and export are complete; EvaluationError before anything is written for what cannot
+    be tuned, later for a factor at which 1 + c ln s is no scale; SurgeryError.
     """
     require(recipe, "data", "export")
     models, longest = evaluated_models(recipe, recipe.folder), recipe.evaluation.lengths[-1]
@@ -64,9 +66,9 @@ def tune_scale(
     out_dir.mkdir(parents=True, exist_ok=True)
     with explained_full_disk(out_dir):
         found = tune(tuning, models, model)
-        betas = {factor: found.beta(factor) for factor in factors}
         found.save(out_dir)
         write_atomic(out_dir / "scale.svg", scale_plot(found))
+        betas = {factor: found.beta(factor) for factor in factors}
         written = [
             write_model(recipe, out_dir / f"model-{factor:g}x", scale_of(found.c, factor, beta, apply))
             for factor, beta in betas.items()
@@ -86,14 +88,12 @@ def require(recipe: Recipe, *names: str) -> None:
         if stage.name in names and not is_complete(stage, recipe):
             raise RecipeError(
                 f"tune-scale needs stage {stage.name}, which is not complete in {recipe.folder}; run "
-                f"drope run RECIPE --stage {stage.name} and those before it first"
+                "the recipe up to its export first"
             )
 
 
 def context_of(source: Path) -> int:
     """The training length, tokens."""
-    from eval.models import read_config
-
     return read_config(source).max_position_embeddings
 
 

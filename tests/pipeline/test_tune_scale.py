@@ -14,10 +14,13 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from eval.errors import EvaluationError
 from eval.head_scales import TrainedHeads
 from eval.scale_tuning import ScaleResults
 from eval.variants import scale_queries
-from pipeline.tune_scale import recipe_lines, scale_of
+from pipeline.errors import RecipeError
+from pipeline.recipe import load_recipe
+from pipeline.tune_scale import recipe_lines, scale_of, summary, tune_scale
 
 TOKENS = torch.randint(96, (2, 60), generator=torch.Generator().manual_seed(5))
 STAGES = ("data", "surgery", "recalibration", "export")
@@ -70,20 +73,18 @@ def test_a_run_s_scale_and_the_models_that_carry_it(exported: Path, drope: Any) 
 
 
 @pytest.mark.slow
-def test_scales_per_head_and_a_scale_left_in_the_config(exported: Path, tmp_path: Path, drope: Any) -> None:
+def test_scales_per_head_and_a_scale_left_in_the_config(exported: Path, tmp_path: Path) -> None:
     recipe, run = moved(exported, tmp_path)
     stale = run / "softmax-scale" / "model-2x"
-    stale.mkdir(parents=True, exist_ok=True)
+    stale.mkdir(parents=True)
     (stale / "stale").touch()
-    options = ("--per-head", "--steps", 3, "--factor", 2, "--apply", "config", "--tokens", 256)
-    made = drope("tune-scale", recipe, *options)
-    assert made.returncode == 0, made.stderr
+    made = tune_scale(load_recipe(recipe), factors=(2.0,), apply="config", per_head=True, steps=3, tokens=256)
     heads = TrainedHeads.model_validate_json((run / "softmax-scale" / "heads.json").read_bytes())
     found = ScaleResults.model_validate_json((run / "softmax-scale" / "scale.json").read_bytes())
     assert (heads.factor, heads.length, heads.steps, heads.start) == (2, 64, 3, found.lengths[0].beta)
     (check,) = heads.checks
     said = f"loss on held-out text that was not trained on ({check.rows} rows): {check.before:.4f} -> {check.after:.4f}"
-    assert said in made.stdout
+    assert said in summary(made)
     model = run / "softmax-scale" / "model-heads-2x"
     plain = AutoModelForCausalLM.from_pretrained(run / "export" / "drope", dtype="auto").eval()
     for layer, scales in zip(plain.model.layers, heads.scales, strict=True):
@@ -98,35 +99,33 @@ def test_scales_per_head_and_a_scale_left_in_the_config(exported: Path, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("override", "options", "said"),
     [
-        (("evaluation.lengths=[1]",), "evaluation.lengths = [1]: a softmax scale is for lengths above 1x"),
-        (("evaluation.loss.tokens=2700",), "are scored by the evaluation; a scale is tuned on others, at least 129"),
-        (("--per-head", "--factor", 1000), "a scale is tuned on others, at least 32001"),
+        ("evaluation.lengths=[1]", {}, r"evaluation.lengths = \[1\]: a softmax scale is for lengths above 1x"),
+        ("evaluation.loss.tokens=2700", {}, "scored by the evaluation; a scale is tuned on others, at least 129"),
+        ("name=tiny", {"per_head": True, "factors": (1000.0,)}, "a scale is tuned on others, at least 32001"),
     ],
 )
 def test_what_cannot_be_tuned_is_one_line_and_nothing_is_written(
-    exported: Path, tmp_path: Path, drope: Any, given: tuple[object, ...], said: str
+    exported: Path, tmp_path: Path, override: str, options: dict[str, Any], said: str
 ) -> None:
     recipe, run = moved(exported, tmp_path)
-    shutil.rmtree(run / "softmax-scale", ignore_errors=True)
-    made = drope("tune-scale", recipe, *given)
-    assert made.returncode == 2 and said in made.stderr
-    assert len(made.stderr.strip().splitlines()) == 1 and not (run / "softmax-scale").exists()
+    with pytest.raises(EvaluationError, match=said) as caught:
+        tune_scale(load_recipe(recipe, (override,)), **options)
+    assert "\n" not in str(caught.value) and not (run / "softmax-scale").exists()
 
 
 @pytest.mark.slow
-def test_a_run_without_its_export(exported: Path, tmp_path: Path, drope: Any) -> None:
+def test_a_run_without_its_export(exported: Path, tmp_path: Path) -> None:
     recipe, run = moved(exported, tmp_path)
     shutil.rmtree(run / "export")
-    made = drope("tune-scale", recipe)
-    assert made.returncode == 2
-    assert made.stderr.startswith("drope: tune-scale needs stage export, which is not complete in")
+    with pytest.raises(RecipeError, match=r"^tune-scale needs stage export, which is not complete in"):
+        tune_scale(load_recipe(recipe))
 
 
 def moved(exported: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """A copy of the run, and its recipe."""
-    shutil.copytree(exported / "runs", tmp_path / "runs")
+    """A recipe and its run, a copy of the exported one and nothing more."""
+    shutil.copytree(exported / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("softmax-scale"))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text((exported / "recipe.yaml").read_text().replace(str(exported), str(tmp_path)))
     return recipe, tmp_path / "runs" / "tiny"
