@@ -32,6 +32,7 @@ setup(
         "accelerate>=1.15",
         "tensorboard==2.21.0",
         "numpy>=2.4,<2.5",
+        "scipy>=1.17,<2",
         "zstandard>=0.25",
         "pyarrow>=26",
         "fsspec>=2026.9",

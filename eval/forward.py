@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-_LOGIT_ELEMENTS = 2**24
+LOGIT_ELEMENTS = 2**24
 """Logits that exist at a time: 64 MiB in float32. One long row's, with a vocabulary of 50k, take many gigabytes."""
 
 
@@ -34,7 +34,7 @@ def token_losses(model: "PreTrainedModel", rows: np.ndarray, batch_tokens: int) 
     losses = np.empty((len(rows), rows.shape[1] - 1))
     with torch.inference_mode():
         head = model.get_output_embeddings()
-        positions = max(1, _LOGIT_ELEMENTS // model.config.vocab_size)
+        positions = max(1, LOGIT_ELEMENTS // model.config.vocab_size)
         for part, states in hidden_states(model, rows[:, :-1], batch_tokens):
             targets = torch.from_numpy(rows[part, 1:].astype(np.int64)).to(model.device).flatten()
             pieces = zip(states.flatten(0, 1).split(positions), targets.split(positions), strict=True)

@@ -2,21 +2,18 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval.checks import Prepared
 from eval.config import EvaluationConfig
 from eval.files import digest_text, write_atomic
-from eval.forward import token_losses
-from eval.length_sweep import cut_rows
+from eval.judging import Judge, needles, text
 from eval.longrope2 import Found, first_candidates, search
 from eval.models import Models, head_dim_of, read_config
-from eval.recall_samples import RecallSamples, recall_samples
 from eval.variants import load_variant
 
 if TYPE_CHECKING:
@@ -57,7 +54,7 @@ def searched(
     first = first_candidates(theta, width, prepared.context, factor)
     sizes = {"context": prepared.context, "dtype": config.dtype, "device": prepared.device}
     model = load_variant("longrope2", models.source, factor, factors=first[0].factors, **sizes)
-    judged_by, loss = _judge(config, prepared, factor, model)
+    judge = _judge(config, prepared, factor)
     total = len(first) + settings.population * settings.generations
     with tqdm(total=total, desc=f"longrope2 {factor}x", unit="candidate", disable=None) as bar:
 
@@ -66,7 +63,7 @@ def searched(
             bar.set_postfix_str(f"loss {best:.4f}")
 
         found: Found = search(
-            lambda factors: loss(with_factors(model, factors, theta)),
+            lambda factors: judge.loss(with_factors(model, factors, theta)),
             first,
             factor,
             population=settings.population,
@@ -74,9 +71,9 @@ def searched(
             seed=config.seed,
             told=told,
         )
-    facts = {"factors": found.factors, "critical": found.critical, "judged_by": judged_by, "loss": found.loss}
+    facts = {"factors": found.factors, "critical": found.critical, "judged_by": judge.kind, "loss": found.loss}
     write_atomic(path, Rescale(digest=digest, **facts).model_dump_json(indent=1) + "\n")
-    log.info("longrope2 %dx: critical pair %d, loss %.4f on %s", factor, found.critical, found.loss, judged_by)
+    log.info("longrope2 %dx: critical pair %d, loss %.4f on %s", factor, found.critical, found.loss, judge.kind)
     return found.factors
 
 
@@ -90,24 +87,12 @@ def with_factors(model: "PreTrainedModel", factors: Sequence[float], theta: floa
     return model
 
 
-def _judge(
-    config: EvaluationConfig, prepared: Prepared, factor: int, model: "PreTrainedModel"
-) -> tuple[str, Callable[["PreTrainedModel"], float]]:
-    """What a candidate is judged by, and the loss of a model on it."""
+def _judge(config: EvaluationConfig, prepared: Prepared, factor: int) -> Judge:
+    """What a candidate is judged by."""
     length = factor * prepared.context
     if config.recall is not None:
-        asked = config.recall.model_copy(update={"samples": _NEEDLE_SAMPLES})
-        samples = recall_samples(asked, prepared.encode, prepared.tokens, length, config.seed + 1, prepared.prefix)
-        return "needles", lambda model: answer_loss(model, samples, config.batch_tokens)
-    rows = cut_rows(prepared.unscored, length, max(1, config.longrope2.tokens // length))
-    return "text", lambda model: float(token_losses(model, rows, config.batch_tokens).mean())
-
-
-def answer_loss(model: "PreTrainedModel", samples: RecallSamples, batch_tokens: int) -> float:
-    """Mean loss of the answers' tokens, nats."""
-    losses = token_losses(model, samples.tokens, batch_tokens)
-    answers = np.arange(losses.shape[1])[None, :] >= samples.answer_starts[:, None] - 1
-    return float(losses[answers].mean())
+        return needles(config, prepared, length, _NEEDLE_SAMPLES)
+    return text(prepared.unscored, length, max(1, config.longrope2.tokens // length), config.batch_tokens)
 
 
 def _digest(config: EvaluationConfig, prepared: Prepared, factor: int) -> str:

@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -224,6 +224,74 @@ def probe(recipe: Path, overrides: tuple[str, ...], length: int | None, seed: in
     loaded = _load(recipe, overrides)
     click.echo(probing.summary(probing.probe(loaded, length=length, seed=seed)))
     click.echo(f"plot: {(loaded.folder / 'probes' / 'probes.svg').resolve()}")
+
+
+@main.command("tune-scale", epilog=_OVERRIDES_HELP)
+@takes_recipe
+@click.option(
+    "--factor",
+    "factors",
+    type=click.FloatRange(min=1),
+    multiple=True,
+    metavar="S",
+    help="Also write the model with its scale for S times the context; may be given several times.",
+)
+@click.option(
+    "--apply",
+    type=click.Choice(["weights", "config"]),
+    default="weights",
+    show_default=True,
+    help="Where such a model has its scale: multiplied into weights, or said in config.json.",
+)
+@click.option("--per-head", is_flag=True, help="Also train a scale for every query head of every layer.")
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Of --per-head.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=16_384,
+    show_default=True,
+    metavar="N",
+    help="Held-out text to tune on.",
+)
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Needles to tune on."
+)
+def tune_scale(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    factors: tuple[float, ...],
+    apply: Literal["weights", "config"],
+    per_head: bool,
+    steps: int,
+    tokens: int,
+    samples: int,
+) -> None:
+    """Find the softmax scale beta that the exported model wants beyond its context. Needs stages data and export.
+
+    At every length of evaluation.lengths above 1x the beta of least loss is searched, a factor of the attention
+    logits, and c of beta = 1 + c ln s is fitted to them, s being length over training length. The loss is that of
+    needle answers of another seed where the recipe has evaluation.recall, else of held-out text after what the
+    evaluation scores. The summary ends with the recipe's lines that use it.
+
+    \b
+        drope tune-scale RECIPE                           c, and what it gains at every length
+        drope tune-scale RECIPE --factor 8                and a model for 8 times the context
+        drope tune-scale RECIPE --factor 8 --per-head     and one with a scale for each head
+
+    Writes scale.json, scale.csv, scale.svg (heads.json) and the models to softmax-scale/ in the run's folder; a model
+    that is there for the same S is replaced. Scales for heads (arXiv:2404.12224) are trained at the largest S, or the
+    longest length evaluated, on held-out text, from the tuned beta on and with all weights frozen, and always
+    multiplied into weights.
+    """
+    from pipeline import tune_scale as tuning
+
+    loaded = _load(recipe, overrides)
+    options = {"steps": steps, "tokens": tokens, "samples": samples}
+    tuned = tuning.tune_scale(loaded, factors=factors, apply=apply, per_head=per_head, **options)
+    click.echo(tuning.summary(tuned))
+    for folder in tuned.models:
+        click.echo(f"model: {folder.resolve()}")
+    click.echo(f"plot: {(loaded.folder / tuning.FOLDER / 'scale.svg').resolve()}")
 
 
 @main.command()

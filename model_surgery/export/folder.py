@@ -15,6 +15,7 @@ from model_surgery.export.model_card import model_card
 from model_surgery.export.tokenizer import copy_tokenizer
 from model_surgery.export.weights import write_weights
 from model_surgery.files import atomic_path, nothing_left_on_failure, read_json, write_json, write_text
+from model_surgery.head_scales import HeadScales, check_head_scales
 from model_surgery.layout import Layout
 from model_surgery.shape import ModelShape, read_shape
 from model_surgery.softmax_scale import SoftmaxScale
@@ -32,15 +33,21 @@ def run(
     out_dir: Path,
     probe: Path | None,
     tokenizer: Path | None = None,
+    head_scales: HeadScales | None = None,
 ) -> dict[str, Any]:
     """Writes the folder and checks it; returns the facts for the manifest.
 
     `tokenizer`: the folder of the one that the documents were encoded with, if it is not the source's.
     `probe`: tokens, labels and losses of the trained model (see recalibration); the exported model must give the same
-    losses, its softmax scale undone. Raises: SurgeryError if it does not, if a layout file is damaged or missing, or
+    losses, its softmax scale undone.
+    `head_scales`: softmax scales of single heads, folded into the weights; they are not undone, so without a probe.
+
+    Raises: SurgeryError if it does not, if a layout file is damaged or missing, or
     if no class of the wanted format computes this model; then nothing stays behind.
     """
     layout = Layout.load(layout_dir)
+    if head_scales is not None:
+        check_head_scales(layout.shape, head_scales)
     dtype = layout.shape.dtype if config.dtype == "source" else config.dtype
     if dtype not in LOSS_LIMIT:
         raise SurgeryError(f"export.dtype = {dtype!r} (of the source) cannot be written; set one of {[*LOSS_LIMIT]}")
@@ -50,8 +57,8 @@ def run(
     scale = config.softmax_scale
     folded = scale.value if scale and scale.apply == "weights" else 1.0
     with nothing_left_on_failure(out_dir):
-        write_weights(layout_dir, layout, form, out_dir, getattr(torch, dtype), folded)
-        write_json(out_dir / "config.json", exported_config(source_config, layout, form, dtype, scale))
+        write_weights(layout_dir, layout, form, out_dir, getattr(torch, dtype), folded, head_scales)
+        write_json(out_dir / "config.json", exported_config(source_config, layout, form, dtype, scale, head_scales))
         for name in form.code:
             with atomic_path(out_dir / name) as temporary:
                 shutil.copyfile(HUB_CODE / name, temporary)
@@ -66,12 +73,17 @@ def run(
             applied = scale.value if scale and (folded != 1.0 or form.reads_softmax_scale) else 1.0
             facts |= compare_losses(out_dir, probe, softmax_scale=applied)
             log.info("the export's losses differ from the trained model's by %.1e on average", facts["mean_difference"])
-        write_text(out_dir / "README.md", model_card(layout, form, facts, scale))
+        write_text(out_dir / "README.md", model_card(layout, form, facts, scale, head_scales))
     return facts
 
 
 def exported_config(
-    source: dict[str, Any], layout: Layout, form: HubFormat, dtype: str, scale: SoftmaxScale | None
+    source: dict[str, Any],
+    layout: Layout,
+    form: HubFormat,
+    dtype: str,
+    scale: SoftmaxScale | None,
+    head_scales: HeadScales | None = None,
 ) -> dict[str, Any]:
     """config.json of the exported model: the source's numbers under the class of `form`."""
     kept = {key: source[key] for key in ("vocab_size", "hidden_act", "initializer_range") if key in source}
@@ -83,6 +95,8 @@ def exported_config(
         drope["softmax_scale"] = {**scale.model_dump(exclude_none=True), "beta": scale.value}
         if scale.apply == "config" and form.reads_softmax_scale:
             read = {"softmax_scale": scale.value * layout.shape.head_dim**-0.5}  # in place of 1 / sqrt(head_dim)
+    if head_scales is not None:
+        drope["head_scales"] = [list(layer) for layer in head_scales]
     return {
         "architectures": [form.architecture],
         **form.config,

@@ -4,13 +4,20 @@ import re
 from typing import Any
 
 from model_surgery.export.formats import HubFormat
+from model_surgery.head_scales import HeadScales
 from model_surgery.layout import Layout
 from model_surgery.softmax_scale import SoftmaxScale, scaled_tensors
 
 _NORMS = {"full": "over all heads together", "per_head": "over each head"}
 
 
-def model_card(layout: Layout, form: HubFormat, facts: dict[str, Any], scale: SoftmaxScale | None = None) -> str:
+def model_card(
+    layout: Layout,
+    form: HubFormat,
+    facts: dict[str, Any],
+    scale: SoftmaxScale | None = None,
+    head_scales: HeadScales | None = None,
+) -> str:
     """A model card: what the model is, from what it was made, how to load it."""
     if layout.position_embedding == "none":
         made = "made from a RoPE model by dropping its rotation and recalibrating at the original context length"
@@ -47,7 +54,7 @@ tokenizer = AutoTokenizer.from_pretrained("this folder")
 
 {_code(form)} {form.elsewhere}
 
-{_softmax(layout, form, scale)}
+{_softmax(layout, form, scale) if head_scales is None else _heads(layout, head_scales)}
 """
 
 
@@ -92,8 +99,7 @@ def _softmax(layout: Layout, form: HubFormat, scale: SoftmaxScale | None) -> str
             f"training context) often helps, where c is tuned per model. {meaning}."
         )
     if scale.apply == "weights":
-        ends = [end for end in scaled_tensors(layout.shape) if layout.shape.qkv_bias or not end.endswith("bias")]
-        how = f"It is multiplied into every layer's {' and '.join(f'`{end}`' for end in ends)}; add none."
+        how = f"It is multiplied into every layer's {_folded(layout)}; add none."
         return f"**Softmax scale: {scale.formula()}, folded into the weights.** {meaning}. {how}"
     how = (
         "This model's code applies `softmax_scale` of config.json, which is beta / sqrt(head_dim)."
@@ -102,6 +108,23 @@ def _softmax(layout: Layout, form: HubFormat, scale: SoftmaxScale | None) -> str
         "not read it. Multiply every layer's `self_attn.scaling` by beta, or export with `apply: weights`."
     )
     return f"**Softmax scale: {scale.formula()}, left in config.json.** {meaning}. {how}"
+
+
+def _folded(layout: Layout) -> str:
+    """The tensors that hold a folded scale."""
+    ends = [end for end in scaled_tensors(layout.shape) if layout.shape.qkv_bias or not end.endswith("bias")]
+    return " and ".join(f"`{end}`" for end in ends)
+
+
+def _heads(layout: Layout, scales: HeadScales) -> str:
+    """What was done about the scales of single heads."""
+    every = [scale for layer in scales for scale in layer]
+    return (
+        f"**Softmax scale: one for each query head and layer, {min(every):.3g} to {max(every):.3g}, folded into the "
+        "weights** (HeadScale, [arXiv:2404.12224](https://arxiv.org/abs/2404.12224)). They are factors of the head's "
+        f"attention logits, listed in config.json (`drope.head_scales`) and multiplied into every layer's "
+        f"{_folded(layout)}; add none."
+    )
 
 
 def source_name(path: str) -> str:

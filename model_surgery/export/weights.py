@@ -10,6 +10,7 @@ from model_surgery.architectures import Join
 from model_surgery.errors import SurgeryError
 from model_surgery.export.formats import HubFormat
 from model_surgery.files import atomic_path, write_json
+from model_surgery.head_scales import HeadScales, fold_heads
 from model_surgery.layout import Entry, Layout, read_sources
 from model_surgery.softmax_scale import fold
 
@@ -17,11 +18,17 @@ _SHARD_BYTES = 4 << 30
 
 
 def write_weights(
-    layout_dir: Path, layout: Layout, form: HubFormat, out_dir: Path, dtype: torch.dtype, softmax_scale: float = 1.0
+    layout_dir: Path,
+    layout: Layout,
+    form: HubFormat,
+    out_dir: Path,
+    dtype: torch.dtype,
+    softmax_scale: float = 1.0,
+    head_scales: HeadScales | None = None,
 ) -> None:
     """model-*.safetensors with their index; one layout tensor in memory at a time, plus the shard being filled.
 
-    softmax_scale: beta, multiplied into the queries before the cast to `dtype`.
+    softmax_scale: beta, multiplied into the queries before the cast to `dtype`. head_scales: the same for each head.
     """
     zeros = layout.shape.layers * layout.shape.hidden if form.zero_output_bias else 0
     size = (layout.shape.parameters + zeros) * dtype.itemsize
@@ -44,6 +51,8 @@ def write_weights(
         tensors = exported_tensors(layout_dir, layout, form, entry)
         if softmax_scale != 1.0:
             tensors = fold(tensors, layout.shape, softmax_scale)
+        if head_scales is not None:
+            tensors = fold_heads(tensors, layout.shape, head_scales)
         for name, tensor in tensors.items():
             pending[name] = _cast(tensor, dtype, name)
             pending_bytes += tensor.numel() * dtype.itemsize

@@ -23,7 +23,7 @@ def rows() -> np.ndarray:
 def test_losses_equal_transformers_own(
     model: LlamaForCausalLM, rows: np.ndarray, batch_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eval.forward, "_LOGIT_ELEMENTS", 7 * 2048)  # logits of 7 positions at a time: pieces do not fit
+    monkeypatch.setattr(eval.forward, "LOGIT_ELEMENTS", 7 * 2048)  # logits of 7 positions at a time: pieces do not fit
     losses = token_losses(model, rows, batch_tokens)
     assert losses.shape == (5, 40)
     for row, found in zip(rows, losses, strict=True):

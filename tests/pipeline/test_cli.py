@@ -11,7 +11,18 @@ def test_help_answers_at_once_and_names_every_command(drope: Any) -> None:
     began = time.monotonic()
     result = drope("--help")
     assert time.monotonic() - began < 2  # 0.1 s on a quiet machine
-    for command in ("run", "plan", "doctor", "inspect", "prepare-data", "surgery", "recalibrate", "export", "evaluate"):
+    for command in (
+        "run",
+        "plan",
+        "doctor",
+        "inspect",
+        "prepare-data",
+        "surgery",
+        "recalibrate",
+        "export",
+        "evaluate",
+        "tune-scale",
+    ):
         assert f"\n  {command} " in result.stdout
 
 
