@@ -6,20 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eval.models import free_bytes
+from eval.models import free_bytes, head_dim_of
 from eval.variants import forget_lengths
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from eval.kv_cache import RoomyCache
 
 _MOST_ROWS = 64
-_SHARED_AT_LEAST = 32
-"""Tokens that a batch must begin with alike for them to be read apart."""
-_MASK_ELEMENTS = 2**26
-"""Of the mask that a piece behind earlier tokens takes: 64 MiB of booleans, 256 where a kernel wants numbers."""
 
 Stop = Callable[[int, list[int]], bool]
 """Whether prompt i's answer may end after these tokens."""
@@ -40,19 +36,26 @@ def generate(
     prompts in pieces; not where a token's rotation depends on how much is read at once (dynamic NTK, LongRoPE2).
     Batching changes the logits by rounding alone.
     """
-    trunk = _Trunk(model, max(map(len, prompts), default=0))
-    for batch in batches(prompts, lambda length: _rows(model, length + new_tokens, batch_tokens, reuse)):
-        yield _answer(model, prompts, batch, trunk if reuse else None, new_tokens, batch_tokens, stop)
+    import torch
+
+    from eval.piece_attention import attending_in_pieces
+
+    rows = _rows(model, max(map(len, prompts), default=0) + new_tokens)
+    trunk = _Trunk(model, max(map(len, prompts), default=0)) if reuse else None
+    with torch.inference_mode(), attending_in_pieces(model):
+        for batch in batches(prompts, rows):
+            cache, states = _read_batch(model, [prompts[index] for index in batch], trunk, new_tokens, batch_tokens)
+            yield _decode(model, cache, states, batch, new_tokens, stop)
 
 
-def batches(prompts: Sequence[Sequence[int]], rows_at: Callable[[int], int]) -> Iterator[list[int]]:
-    """Numbers of prompts of one length, `rows_at(length)` of them at most, in the order of their tokens.
+def batches(prompts: Sequence[Sequence[int]], rows: int) -> Iterator[list[int]]:
+    """Numbers of prompts of one length, `rows` of them at most, in the order of their tokens.
 
     So neighbours begin alike as far as any two do.
     """
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), tuple(prompts[index])))
-    for length, group in groupby(order, key=lambda index: len(prompts[index])):
-        numbers, rows = list(group), rows_at(length)
+    for _, group in groupby(order, key=lambda index: len(prompts[index])):
+        numbers = list(group)
         yield from (numbers[start : start + rows] for start in range(0, len(numbers), rows))
 
 
@@ -63,85 +66,86 @@ def shared(left: Sequence[int], right: Sequence[int]) -> int:
     return int(different.argmax()) if different.any() else size
 
 
-def cache_bytes(config: object, dtype_bytes: int) -> int:
+def cache_bytes(config: "PretrainedConfig", value_bytes: int) -> int:
     """Bytes of keys and values per token, over all layers."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * width * dtype_bytes
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim_of(config) * value_bytes
+
+
+def _rows(model: "PreTrainedModel", tokens: int) -> int:
+    """Rows of a batch by the memory that may be filled with their keys and values."""
+    return max(
+        1, min(_MOST_ROWS, free_bytes(model.device) // (cache_bytes(model.config, model.dtype.itemsize) * tokens))
+    )
 
 
 class _Trunk:
-    """The tokens that the batches of the moment begin with, read once."""
+    """What the prompts of the moment begin with, read once."""
 
     def __init__(self, model: "PreTrainedModel", capacity: int) -> None:
-        from eval.kv_cache import RoomyCache
-
         self._model = model
-        self._tokens: list[int] = []
-        self.cache = RoomyCache(model.config.num_hidden_layers, capacity)
+        self._capacity = capacity
+        self.tokens: list[int] = []
+        self.cache: RoomyCache | None = None
 
     def reach(self, tokens: Sequence[int], batch_tokens: int) -> None:
-        """Makes the cache hold exactly these tokens."""
-        import torch
+        """Makes it hold exactly these tokens."""
+        from eval.kv_cache import RoomyCache
 
-        known = shared(self._tokens, tokens)
-        self.cache.cut(known)
-        self._tokens = list(tokens)
-        if known < len(tokens):
-            rest = torch.tensor([list(tokens[known:])], device=self._model.device)
-            _read(self._model, self.cache, rest, batch_tokens)
-
-
-def _rows(model: "PreTrainedModel", length: int, batch_tokens: int, pieces: bool) -> int:
-    """Rows of a batch: by the memory that their keys and values may take, and where nothing is read in pieces by
-    `batch_tokens`."""
-    room = free_bytes(model.device) // (cache_bytes(model.config, model.dtype.itemsize) * length)
-    return max(1, min(_MOST_ROWS, room, *([] if pieces else [batch_tokens // length])))
+        if self.cache is None:
+            self.cache = RoomyCache.of(self._model, 1, self._capacity)
+        known = shared(self.tokens, tokens)
+        self.cache.show(known)
+        _read(self._model, self.cache, [tokens[known:]], batch_tokens)
+        self.tokens = list(tokens)
 
 
-def _answer(
+def _read_batch(
     model: "PreTrainedModel",
     prompts: Sequence[Sequence[int]],
-    batch: list[int],
     trunk: _Trunk | None,
     new_tokens: int,
     batch_tokens: int,
-    stop: Stop,
-) -> list[tuple[int, list[int]]]:
-    """The answers of one batch of prompts of equal length."""
+) -> tuple["RoomyCache", "torch.Tensor"]:
+    """Reads prompts of equal length, as many at a time as `batch_tokens` allow: their cache, their last states.
+
+    A prompt begins with what the trunk holds of it, and the trunk grows by what the next prompt begins with alike.
+    """
     import torch
 
     from eval.kv_cache import RoomyCache
 
-    length = len(prompts[batch[0]])
-    cache = RoomyCache(model.config.num_hidden_layers, length + new_tokens)
-    with torch.inference_mode():
-        start = 0
+    length, states = len(prompts[0]), []
+    cache = RoomyCache.of(model, len(prompts), length + new_tokens)
+    step = max(1, batch_tokens // length)
+    for first in range(0, len(prompts), step):
+        part = prompts[first : first + step]
+        rows = cache.rows(slice(first, first + len(part)))
         if trunk is None:
             forget_lengths(model)
-        else:
-            start = min(shared(prompts[batch[0]], prompts[batch[-1]]), length - 1)
-        if start >= _SHARED_AT_LEAST:
-            trunk.reach(prompts[batch[0]][:start], batch_tokens)
-            cache.start_from(trunk.cache, len(batch))
-        else:
-            start = 0
-        rest = torch.tensor([list(prompts[index][start:]) for index in batch], device=model.device)
-        states = _read(model, cache, rest, rest.numel() if trunk is None else batch_tokens)
-        return _decode(model, cache, states, batch, new_tokens, stop)
+            states.append(_read(model, rows, part, length * len(part)))
+            continue
+        ahead = prompts[min(first + step, len(prompts) - 1)]
+        start = min(shared(part[0], ahead), length - 1)
+        known = min(shared(trunk.tokens, part[0]), shared(trunk.tokens, part[-1]), length - 1)
+        if start > known:
+            trunk.reach(part[0][:start], batch_tokens)
+        start = max(start, known)
+        if start:
+            rows.start_from(trunk.cache, start)
+        states.append(_read(model, rows, [prompt[start:] for prompt in part], batch_tokens))
+    cache.show(length)
+    return cache, torch.cat(states)
 
 
-def _read(model: "PreTrainedModel", cache: "RoomyCache", ids: "torch.Tensor", batch_tokens: int) -> "torch.Tensor":
-    """Reads ids [rows, tokens] behind what is in the cache, in pieces; the state [rows, hidden] of the last token."""
-    rows, total = ids.shape
-    done = 0
-    while done < total:
-        past = cache.get_seq_length()
-        piece = max(1, batch_tokens // rows)
-        if past:
-            piece = max(1, min(piece, _MASK_ELEMENTS // (rows * (past + piece))))
-        part = ids[:, done : done + piece]
-        states = model.model(input_ids=part, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-        done += part.shape[1]
+def _read(
+    model: "PreTrainedModel", cache: "RoomyCache", rows: Sequence[Sequence[int]], batch_tokens: int
+) -> "torch.Tensor":
+    """Reads rows of tokens behind what is in the cache, in pieces; the state [rows, hidden] of the last token."""
+    import torch
+
+    ids = torch.tensor([list(row) for row in rows], device=model.device)
+    for piece in ids.split(max(1, batch_tokens // len(rows)), dim=1):
+        states = model.model(input_ids=piece, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
     return states
 
 
@@ -170,7 +174,7 @@ def _decode(
             break
         if 2 * len(open_rows) <= len(rows):
             kept = torch.tensor([place for place, index in enumerate(rows) if index in open_rows], device=model.device)
-            cache.select(kept)
+            cache = cache.rows(kept)
             chosen, rows = chosen[kept], [index for index in rows if index in open_rows]
-        states = _read(model, cache, chosen[:, None], len(rows))
+        states = model.model(input_ids=chosen[:, None], past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
     return list(answers.items())

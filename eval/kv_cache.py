@@ -4,69 +4,68 @@ from typing import TYPE_CHECKING
 
 from transformers.cache_utils import Cache, DynamicLayer
 
+from eval.models import head_dim_of
+
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 
 class RoomyLayer(DynamicLayer):
-    """transformers' growing layer, which joins old and new by copying both, with room for `capacity` tokens instead."""
+    """transformers' growing layer, which joins old and new by copying both, over buffers with room for more instead.
 
-    def __init__(self, capacity: int) -> None:
+    room: keys and values, [2, rows, heads, capacity, head_dim], the first `tokens` of which are there.
+    """
+
+    def __init__(self, room: "torch.Tensor", tokens: int = 0) -> None:
         super().__init__()
-        self._capacity = capacity
-        self._room: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.lazy_initialization(room[0], room[1])
+        self.room = room
+        self.show(tokens)
 
     def update(
         self, key_states: "torch.Tensor", value_states: "torch.Tensor", *args: object, **kwargs: object
     ) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Writes [rows, heads, tokens, head_dim] behind what is there; all that is there now."""
-        if self._room is None:
-            rows, heads, _, width = key_states.shape
-            self.lazy_initialization(key_states, value_states)
-            self._room = tuple(key_states.new_empty(rows, heads, self._capacity, width) for _ in range(2))
-            self._show(0)
         past = self.get_seq_length()
         until = past + key_states.shape[-2]
-        for room, states in zip(self._room, (key_states, value_states), strict=True):
-            room[:, :, past:until] = states
-        self._show(until)
+        self.room[0, :, :, past:until] = key_states
+        self.room[1, :, :, past:until] = value_states
+        self.show(until)
         return self.keys, self.values
 
-    def cut(self, tokens: int) -> None:
-        """Forgets all but the first `tokens` tokens."""
-        if self._room is not None:
-            self._show(min(tokens, self.get_seq_length()))
-
-    def select(self, rows: "torch.Tensor") -> None:
-        """Keeps these rows alone."""
-        self._room = tuple(room[rows] for room in self._room)
-        self._show(self.get_seq_length())
-
-    def start_from(self, other: "RoomyLayer", rows: int) -> None:
-        """Takes what another layer of one row holds, for each of `rows` rows."""
-        self.update(*(states.expand(rows, -1, -1, -1) for states in (other.keys, other.values)))
-
-    def _show(self, tokens: int) -> None:
-        self.keys, self.values = (room[:, :, :tokens] for room in self._room)
+    def show(self, tokens: int) -> None:
+        """From now on the first `tokens` tokens are there."""
+        self.keys, self.values = self.room[:, :, :, :tokens]
 
 
 class RoomyCache(Cache):
-    """A `RoomyLayer` for every layer of the model."""
+    """A `RoomyLayer` for every layer of a model."""
 
-    def __init__(self, layers: int, capacity: int) -> None:
-        super().__init__(layers=[RoomyLayer(capacity) for _ in range(layers)])
+    def __init__(self, layers: list[RoomyLayer]) -> None:
+        super().__init__(layers=layers)
 
-    def cut(self, tokens: int) -> None:
-        """See `RoomyLayer.cut`."""
+    @classmethod
+    def of(cls, model: "PreTrainedModel", rows: int, capacity: int) -> "RoomyCache":
+        """An empty one."""
+        import torch
+
+        config = model.config
+        size = (2, rows, config.num_key_value_heads, capacity, head_dim_of(config))
+        made = (torch.empty(size, dtype=model.dtype, device=model.device) for _ in range(config.num_hidden_layers))
+        return cls([RoomyLayer(room) for room in made])
+
+    def show(self, tokens: int) -> None:
+        """From now on the first `tokens` tokens are there."""
         for layer in self.layers:
-            layer.cut(tokens)
+            layer.show(tokens)
 
-    def select(self, rows: "torch.Tensor") -> None:
-        """See `RoomyLayer.select`."""
-        for layer in self.layers:
-            layer.select(rows)
+    def rows(self, part: "slice | torch.Tensor") -> "RoomyCache":
+        """These rows alone: of a slice the same memory, of numbers a copy."""
+        return RoomyCache([RoomyLayer(layer.room[:, part], layer.get_seq_length()) for layer in self.layers])
 
-    def start_from(self, other: "RoomyCache", rows: int) -> None:
-        """See `RoomyLayer.start_from`."""
+    def start_from(self, other: "RoomyCache", tokens: int) -> None:
+        """Takes the first `tokens` tokens of a cache of one row, for each of its own."""
         for layer, source in zip(self.layers, other.layers, strict=True):
-            layer.start_from(source, rows)
+            layer.room[:, :, :, :tokens] = source.room[:, :, :, :tokens]
+            layer.show(tokens)

@@ -85,10 +85,9 @@ def test_shared_beginnings_are_read_once(
 
 def test_batches_hold_one_length_and_neighbours_begin_alike() -> None:
     prompts = [[5, 1, 1], [1, 2, 3, 4], [1, 2, 9, 9], [7, 7, 7, 7], [1, 2, 3, 5], [5, 1, 2]]
-    assert list(batches(prompts, lambda length: 2)) == [[0, 5], [1, 4], [2, 3]]
-    assert list(batches(prompts, lambda length: 8 // length)) == [[0, 5], [1, 4], [2, 3]]
-    assert list(batches(prompts, lambda length: 1)) == [[0], [5], [1], [4], [2], [3]]
-    assert list(batches([], lambda length: 1)) == []
+    assert list(batches(prompts, 2)) == [[0, 5], [1, 4], [2, 3]]
+    assert list(batches(prompts, 1)) == [[0], [5], [1], [4], [2], [3]]
+    assert list(batches([], 1)) == []
 
 
 @pytest.mark.parametrize(
