@@ -48,12 +48,15 @@ _HAYSTACK_ROWS = 16
 class Prepared:
     """The inputs of the units, read and checked.
 
-    context: training length C in tokens. tokens: [n] held-out tokens. unscored: those after them, which nothing is
-    scored on. rows: rows of the loss at each context factor. rescale: LongRoPE2's factors by context factor, where they
-    are given. prefix: token ids that a prompt begins with. items: of each task of LongBench or the harness. essays:
-    sentences of the needle tasks' haystack. digests: of each input, by role.
+    config: what is asked for and can be scored here. left_out: tasks that cannot, with what each lacks. context:
+    training length C in tokens. tokens: [n] held-out tokens. unscored: those after them, which nothing is scored on.
+    rows: rows of the loss at each context factor. rescale: LongRoPE2's factors by context factor, where they are given.
+    prefix: token ids that a prompt begins with. items: of each task of LongBench or the harness. essays: sentences of
+    the needle tasks' haystack. digests: of each input, by role.
     """
 
+    config: EvaluationConfig
+    left_out: dict[str, str]
     context: int
     tokenizer: "PreTrainedTokenizerBase"
     device: "torch.device"
@@ -86,7 +89,8 @@ def prepare(config: EvaluationConfig, models: Models) -> Prepared:
     Raises: EvaluationError.
     """
     device = pick_device(config.device)
-    items, essays = read_task_data(config)
+    data = read_task_data(config)
+    config = config.without(data.missing)
     if config.recall is not None:
         load_words(config.recall)
     folders, configs = _read_models(config, models)
@@ -102,6 +106,8 @@ def prepare(config: EvaluationConfig, models: Models) -> Prepared:
     rescaled = "longrope2" in config.variants
     pairs = head_dim_of(configs["source"]) // 2
     prepared = Prepared(
+        config=config,
+        left_out=data.missing,
         context=context,
         tokenizer=tokenizer,
         device=device,
@@ -110,26 +116,36 @@ def prepare(config: EvaluationConfig, models: Models) -> Prepared:
         rescale=read_factors(config.longrope2, config.lengths, pairs) if rescaled else {},
         rows={factor: rows_at(len(tokens), config.loss.tokens, factor * context) for factor in config.lengths},
         prefix=tuple(token for token in tokenizer.encode("") if token == tokenizer.bos_token_id),
-        items=items,
-        essays=essays,
-        digests=_digests(config, models, folders) | _data_digests(config, items, essays),
+        items=data.items,
+        essays=data.essays,
+        digests=_digests(config, models, folders) | _data_digests(data),
     )
     if config.recall is not None:
         _check_recall(config.recall, config, prepared)
     for name in config.niah.tasks if config.niah else ():
         one, shortest = config.niah.model_copy(update={"samples": 1}), config.niah_lengths[0] * context
-        draw_samples(name, one, essays, prepared.encode_prompt, shortest, config.seed)
+        draw_samples(name, one, data.essays, prepared.encode_prompt, shortest, config.seed)
     return prepared
 
 
-def read_task_data(config: EvaluationConfig) -> tuple[dict[str, list[dict[str, Any]]], tuple[str, ...]]:
-    """Items of the tasks of LongBench and the harness, and the essays of needle tasks; from files or the Hub's cache.
+@dataclass(frozen=True)
+class TaskData:
+    """items: of each task of LongBench and the harness. essays: sentences for needle tasks. missing: task to what it
+    lacks."""
 
-    Raises: EvaluationError that names all tasks whose data this machine lacks.
+    items: dict[str, list[dict[str, Any]]]
+    essays: tuple[str, ...]
+    missing: dict[str, str]
+
+
+def read_task_data(config: EvaluationConfig) -> TaskData:
+    """The data of all tasks, from files or the Hub's cache.
+
+    Raises: EvaluationError that names every task whose data this machine lacks, unless those may be left out.
     """
     items: dict[str, list[dict[str, Any]]] = {}
     essays: tuple[str, ...] = ()
-    missing = []
+    missing = {}
     wanted = [(task.name, partial(read_items, task)) for task in config.harness]
     if config.longbench is not None:
         wanted += [(name, partial(load_items, name, config.longbench)) for name in config.longbench.tasks]
@@ -137,15 +153,18 @@ def read_task_data(config: EvaluationConfig) -> tuple[dict[str, list[dict[str, A
         try:
             items[name] = read()
         except EvaluationError as error:
-            missing.append(str(error))
-    if config.niah is not None and any(TASKS[name].haystack == "essays" for name in config.niah.tasks):
+            missing[name] = str(error)
+    in_essays = [name for name in config.niah.tasks if TASKS[name].haystack == "essays"] if config.niah else []
+    if in_essays:
         try:
             essays = read_essays(config.niah.essays)
         except EvaluationError as error:
-            missing.append(str(error))
-    if missing:
-        raise EvaluationError("; and ".join(missing))
-    return items, essays
+            missing |= dict.fromkeys(in_essays, str(error))
+    if missing and config.missing_data == "refuse":
+        raise EvaluationError(f"{'; and '.join(dict.fromkeys(missing.values()))}; or set missing_data: leave_out")
+    for name, lack in missing.items():
+        log.warning("%s is left out: %s", name, lack)
+    return TaskData(items, essays, missing)
 
 
 def niah_inputs(name: str) -> set[str]:
@@ -247,11 +266,8 @@ def _digests(config: EvaluationConfig, models: Models, folders: dict[str, Path])
     return digests
 
 
-def _data_digests(
-    config: EvaluationConfig, items: dict[str, list[dict[str, Any]]], essays: tuple[str, ...]
-) -> dict[str, str]:
+def _data_digests(data: TaskData) -> dict[str, str]:
     """Digests of the items of every task, and of the essays."""
-    found = {
-        f"items.{name}": digest_text(json.dumps(each, sort_keys=True, default=str)) for name, each in items.items()
-    }
-    return found | ({"essays": digest_text("\n".join(essays))} if essays else {})
+    texts = {f"items.{name}": json.dumps(each, sort_keys=True, default=str) for name, each in data.items.items()}
+    texts |= {"essays": "\n".join(data.essays)} if data.essays else {}
+    return {role: digest_text(text) for role, text in texts.items()}

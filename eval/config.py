@@ -1,6 +1,7 @@
 """What to evaluate: variants, lengths, tasks. Importing this module loads no heavy library."""
 
 import difflib
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from string import Formatter
@@ -203,6 +204,11 @@ class EvaluationConfig(_Section):
     harness: tuple[HarnessTask, ...] = Field(
         (), description="Multiple-choice tasks for lm-eval, at the training length."
     )
+    missing_data: Literal["refuse", "leave_out"] = Field(
+        "refuse",
+        description="Tasks whose data this machine lacks: refuse the evaluation before it starts, or run the others "
+        "and say what was left out.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the models run; auto: an accelerator.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number format of weights and activations.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the recall samples and of the harness's example order.")
@@ -225,6 +231,16 @@ class EvaluationConfig(_Section):
             if twice:
                 raise ValueError(f"{field} names {', '.join(twice)} twice")
         return self
+
+    def without(self, names: Iterable[str]) -> "EvaluationConfig":
+        """The same without these tasks."""
+        out = set(names)
+        kept: dict[str, object] = {"harness": tuple(task for task in self.harness if task.name not in out)}
+        for field in ("niah", "longbench"):
+            if section := getattr(self, field):
+                tasks = tuple(name for name in section.tasks if name not in out)
+                kept[field] = section.model_copy(update={"tasks": tasks}) if tasks else None
+        return self.model_copy(update=kept)
 
     @property
     def niah_lengths(self) -> tuple[int, ...]:

@@ -35,7 +35,9 @@ def run(config: EvaluationConfig, *, models: Models, out_dir: Path) -> Results:
 
     Raises: EvaluationError before anything is written for input that cannot be evaluated; later for a full disk.
     """
-    prepared, units = prepare(config, models), plan_units(config)
+    prepared = prepare(config, models)
+    config = prepared.config
+    units = plan_units(config)
     with disk_errors(out_dir):
         for stale in (RESULTS, TABLE):
             (out_dir / stale).unlink(missing_ok=True)
@@ -55,15 +57,18 @@ def run_task(config: EvaluationConfig, *, models: Models, out_dir: Path, task: i
 
     Raises: EvaluationError as `run`.
     """
-    units = share_of(plan_units(config), task, of)
+    prepared = prepare(config, models)
+    units = share_of(plan_units(prepared.config), task, of)
     if units:
-        _score(units, config, models, prepare(config, models), out_dir)
+        _score(units, prepared.config, models, prepared, out_dir)
     return len(units)
 
 
 def check_merge(config: EvaluationConfig, *, models: Models, out_dir: Path) -> None:
     """Raises: EvaluationError if the tasks have left units unscored."""
-    prepared, units = prepare(config, models), plan_units(config)
+    prepared = prepare(config, models)
+    config = prepared.config
+    units = plan_units(config)
     missing = [unit for unit in units if _kept(unit, config, prepared, out_dir) is None]
     if missing:
         raise EvaluationError(
@@ -144,6 +149,7 @@ def _merge(config: EvaluationConfig, models: Models, prepared: Prepared, found: 
         models={role: prepared.digests[role] for role in ("source", "drope", "control") if role in prepared.digests},
         tokenizer_digest=prepared.digests["tokenizer"],
         config=config,
+        left_out=prepared.left_out,
         scores=tuple(scores_of(config, found)),
         values=tuple(values_of(config, found)),
         curves=tuple(curves_of(config, found)),

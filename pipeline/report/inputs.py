@@ -58,6 +58,7 @@ def read_run(recipe: Recipe, run: Path) -> RunData:
     if "evaluation" in manifests:
         require_unchanged(run / "evaluation", manifests["evaluation"], RESULTS)
         results = Results.load(run / "evaluation")
+        notices += [f"{name} was asked for and left out: {lack}." for name, lack in results.left_out.items()]
         if missing := missing_scores(results):
             notices.append(
                 f"The evaluation is partial and therefore left out: {len(missing)} scores are missing, "

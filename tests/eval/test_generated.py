@@ -201,3 +201,17 @@ def test_all_missing_data_are_named_before_anything_runs(
     for name in ("x.jsonl", "multifieldqa_en.jsonl", "musique.jsonl", "gov_report.jsonl", "lcc.jsonl", "essays.txt"):
         assert name in str(caught.value)
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_tasks_that_lack_their_data_are_left_out_where_that_is_wanted(
+    config: EvaluationConfig, longbench: Path, models: Models, tmp_path: Path
+) -> None:
+    niah = {"tasks": ("niah_single_1", "niah_single_2"), "samples": 2, "new_tokens": 4, "essays": tmp_path / "none.txt"}
+    asked = {"niah": niah, "lengths": (1,), "variants": ("rope",), "missing_data": "leave_out"}
+    asked["longbench"] = {"tasks": ("lcc", "gov_report"), "folder": longbench, "limit": 1}
+    results = run(EvaluationConfig(**{**config.model_dump(), **asked}), models=models, out_dir=tmp_path / "evaluation")
+    assert set(results.left_out) == {"niah_single_2", "gov_report"}
+    assert "none.txt does not exist" in results.left_out["niah_single_2"]
+    assert {score.task for score in results.scores} == {"loss", "niah_single_1", "lcc"}
+    assert results.config.niah.tasks == ("niah_single_1",)
+    assert Results.load(tmp_path / "evaluation").left_out == results.left_out
