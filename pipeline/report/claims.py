@@ -66,6 +66,10 @@ class Claim:
         return f"{self.number(abs(self.difference))}{error}"
 
 
+Claims = dict[str, list[Claim]]
+"""By task or mean of tasks."""
+
+
 def compare(ours: Score, rival: Score, pairs: Pairs = ()) -> Claim:
     """By a bootstrap over samples where the values of both are given, which were scored on the same samples.
 
@@ -129,27 +133,30 @@ def against(found: Measure, mine: Score, rival: Score) -> Claim:
     return compare(mine, rival, list(zip(*both, strict=True)) if all(both) else ())
 
 
-def summary(results: Results) -> list[str]:
+def all_claims(results: Results) -> Claims:
+    """Every claim that can be made, by what it is about."""
+    return {task: claims(results, task) for task in COMPARED}
+
+
+def summary(found: Claims, chance: dict[str, float]) -> list[str]:
     """At most five sentences: on recall and loss in context (control included), then on these and needles at 4x.
 
-    Where 4x was not evaluated, the longest length stands for it.
+    Where 4x was not evaluated, the longest length stands for it. chance: what guessing would score, by task.
     """
-    sentences = []
-    for task in ("recall", "loss"):
-        sentences += said(results, task, 1)
+    sentences = [said(found[task], 1, chance.get(task)) for task in ("recall", "loss")]
     for task in ("recall", NEEDLES, "loss"):
-        longer = [factor for factor in measure(results, task).factors if factor > 1]
-        if longer:
-            sentences += said(results, task, _HEADLINE_FACTOR if _HEADLINE_FACTOR in longer else longer[-1])
-    return sentences
+        longer = [claim.ours.context_factor for claim in found[task] if claim.ours.context_factor > 1]
+        headline = _HEADLINE_FACTOR if _HEADLINE_FACTOR in longer else max(longer, default=0)
+        sentences.append(said(found[task], headline, chance.get(task)))
+    return [sentence for sentence in sentences if sentence]
 
 
-def said(results: Results, task: str, factor: int) -> list[str]:
-    """The sentence on a task at a length, where there is something to say; the control is compared in context."""
-    here = [claim for claim in claims(results, task) if claim.ours.context_factor == factor]
+def said(found: list[Claim], factor: int, chance: float | None) -> str:
+    """The sentence on a length, empty where nothing is claimed there; the control is compared in context only."""
+    here = [claim for claim in found if claim.ours.context_factor == factor]
     if factor != 1:
         here = [claim for claim in here if claim.rival.variant != "control"]
-    return [sentence(here, results.chance.get(task))] if here else []
+    return sentence(here, chance) if here else ""
 
 
 _SCORED = {

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 from eval.results import Score
-from pipeline.report.claims import claims, compare, judgement, our_variant, sentence, standard_error, summary
+from pipeline.report.claims import all_claims, claims, compare, judgement, our_variant, sentence, standard_error, summary as summary_of
+
+
+def summary(results) -> list[str]:
+    return summary_of(all_claims(results), results.chance)
 
 
 def score(
