@@ -192,7 +192,8 @@ def rival_name(score: Score) -> str:
         return "the RoPE source"
     if score.variant == "rope":
         return "plain RoPE, the best of the RoPE variants,"
-    return f"the best RoPE scaling ({LOOKS[score.variant].label})"
+    kind = "variant" if score.variant == "crop" else "scaling"
+    return f"the best RoPE {kind} ({LOOKS[score.variant].label})"
 
 
 def judgement(claim: Claim) -> str:

@@ -21,7 +21,7 @@ class Against:
 
 @dataclass(frozen=True)
 class Comparison:
-    """DroPE on one measure at a length against the best RoPE variant and the control; None where there is no such rival."""
+    """DroPE at a length against the best RoPE variant and the control; None where there is no such rival."""
 
     length: str
     ours: str

@@ -46,7 +46,9 @@ def cost_table(results: Results) -> CostTable:
     families = tuple(dict.fromkeys(unit.family for unit in costs))
     variants = in_order(tuple({unit.variant for unit in costs}))
     cells = {
-        (variant, family): added(cost for unit, cost in costs.items() if (unit.variant, unit.family) == (variant, family))
+        (variant, family): added(
+            cost for unit, cost in costs.items() if (unit.variant, unit.family) == (variant, family)
+        )
         for variant in variants
         for family in families
     }

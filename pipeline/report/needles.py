@@ -36,6 +36,6 @@ def needle_plots(results: Results, name: str) -> Drawing | None:
         axes.set_visible(False)
     for axes in grid.flat[max(0, len(tasks) - columns) : len(tasks)]:
         axes.tick_params(labelbottom=True)
-    figure.supxlabel("context length (times the training length)", fontsize=10)
+        axes.set_xlabel("context length")
     figure.supylabel("needles found (share)", fontsize=10)
     return render(figure, name)

@@ -138,12 +138,16 @@ def environment() -> Environment:
 def render(content: Content) -> str:
     """The page."""
     data = content.data
-    return environment().get_template("report.html.j2").render(
-        title=data.recipe.report.title or data.recipe.name,
-        notes=data.recipe.report.notes,
-        content=content,
-        data=data,
-        numbers=key_numbers(data),
-        stages=stage_lines(data.manifests),
-        versions=versions(data.manifests),
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=data.recipe.report.title or data.recipe.name,
+            notes=data.recipe.report.notes,
+            content=content,
+            data=data,
+            numbers=key_numbers(data),
+            stages=stage_lines(data.manifests),
+            versions=versions(data.manifests),
+        )
     )

@@ -96,9 +96,7 @@ def new_figure(title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def draw_scores(
-    axes: Axes, scores: list[Score], look: Look, shift: float, *, bars: bool, small: bool = False
-) -> None:
+def draw_scores(axes: Axes, scores: list[Score], look: Look, shift: float, *, bars: bool, small: bool = False) -> None:
     """One variant's line; `shift` in octaves; `small` for a panel among others."""
     x = [score.context_factor * 2**shift for score in scores]
     errors = [score.stderr or 0.0 for score in scores] if bars else None

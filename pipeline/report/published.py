@@ -83,9 +83,9 @@ def published_rows(recipe: Recipe) -> list[Published]:
     mine = [row for row in rows if row.model.lower() == name.lower()]
     if not mine:
         known = tuple(dict.fromkeys(row.model for row in rows))
+        others = nearest(name, known) if known else "it has no rows"
         raise RecipeError(
-            f"report.published: {path} has no row for model {name!r} ({nearest(name, known) if known else 'no row at all'}"
-            "); set report.published_model"
+            f"report.published: {path} has no row for model {name!r}; {others}; set report.published_model"
         )
     return mine
 
@@ -108,7 +108,9 @@ def read_published(path: Path) -> list[Published]:
     unknown = [name for name in header if name not in _ALL_COLUMNS]
     if missing or unknown:
         problem = f"no column {', '.join(missing)}" if missing else f"unknown column {', '.join(unknown)}"
-        raise RecipeError(f"{path}:1: {problem}; a file of published numbers has {', '.join(COLUMNS)} and may have metric")
+        raise RecipeError(
+            f"{path}:1: {problem}; a file of published numbers has {', '.join(COLUMNS)} and may have metric"
+        )
     found = []
     for cells in reader:
         if not any(cell.strip() for cell in cells):
@@ -137,7 +139,9 @@ def parse_row(row: dict[str, str], where: str) -> Published:
     if not math.isfinite(value):
         raise RecipeError(f"{where}: value {row['value']!r} is not a number")
     if row["task"] not in _UNBOUNDED and not 0 <= value <= 1:
-        raise RecipeError(f"{where}: value {value:g} of {row['task']} is not a share from 0 to 1; divide percent by 100")
+        raise RecipeError(
+            f"{where}: value {value:g} of {row['task']} is not a share from 0 to 1; divide percent by 100"
+        )
     return Published(
         model=row["model"],
         source=row["source"],

@@ -134,13 +134,12 @@ def longbench_table(results: Results) -> Table | None:
     columns |= {name: (name, metrics[name]) for name in found.tasks}
     factor = found.factors[-1]
     notes = [
-        "Percent, higher is better; ± is one standard error over items. Average as in the paper: the mean of the tasks.",
+        "Percent, higher is better; ± is one standard error over items.",
+        "Average as in the paper: the mean of the tasks.",
         f"Prompts of more than {factor * results.training_length:,} tokens ({factor}x) lose their middle. "
         "Bold is the highest of its column.",
     ]
-    return build(
-        "LongBench", scores, columns, lambda score: score.task, lower=False, notes=notes, scale=100, digits=1
-    )
+    return build("LongBench", scores, columns, lambda score: score.task, lower=False, notes=notes, scale=100, digits=1)
 
 
 def task_table(results: Results) -> Table | None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from eval.results import Score
-from pipeline.report.claims import all_claims, claims, compare, judgement, our_variant, sentence, standard_error, summary as summary_of
+from pipeline.report.claims import all_claims, claims, compare, judgement, our_variant, sentence, standard_error
+from pipeline.report.claims import summary as summary_of
 
 
 def summary(results) -> list[str]:

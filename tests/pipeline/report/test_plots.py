@@ -17,8 +17,9 @@ def test_variants_can_be_told_apart() -> None:
 def test_curves_lie_where_the_scores_say(run) -> None:
     """Heights in the drawing are proportional to the losses, and lengths are one octave apart."""
     results = run.results(run.recipe().evaluation)
-    svg = plots.length_plot(results, "loss", "loss")
-    assert svg is not None
+    drawing = plots.length_plot(results, "loss", "loss")
+    assert drawing is not None
+    svg = drawing.svg
     path = re.search(rf'd="M ([^"]*?)"[^>]*stroke: {LOOKS["rope"].color}; stroke-width: 1.6', svg.replace("\n", " "))
     assert path is not None
     points = [tuple(map(float, pair.split())) for pair in path.group(1).split(" L ")]
