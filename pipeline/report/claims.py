@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from eval.config import OF_THE_SOURCE, Variant
+from eval.config import LONGBENCH_TASKS, OF_THE_SOURCE, Variant
 from eval.results import Results, Score
 from eval.statistics import stratified_bootstrap
 from pipeline.report.measures import LONGBENCH, LOWER_IS_BETTER, NEEDLES, Measure, measure
@@ -48,7 +48,7 @@ class Claim:
     @property
     def scale(self) -> int:
         """LongBench is told in percent, as in its paper; all others as they are."""
-        return 100 if self.ours.task == LONGBENCH else 1
+        return 100 if self.ours.task in (LONGBENCH, *LONGBENCH_TASKS) else 1
 
     @property
     def digits(self) -> int:

@@ -40,6 +40,10 @@ class Measure:
         """Variants that have a score."""
         return tuple(dict.fromkeys(variant for variant, _ in self.scores))
 
+    def of(self, variant: Variant) -> list[Score]:
+        """The variant's scores, by length."""
+        return [self.scores[variant, factor] for factor in self.factors if (variant, factor) in self.scores]
+
 
 def ruler_tasks(config: EvaluationConfig) -> tuple[str, ...]:
     """The needle tasks that RULER's mean is over: those that sweep the depth are not."""

@@ -27,9 +27,9 @@ def needle_plots(results: Results, name: str) -> Drawing | None:
         found = measure(results, task)
         variants = in_order(found.variants)
         for place, variant in enumerate(variants):
-            mine = [score for (one, _), score in found.scores.items() if one == variant]
-            draw_scores(axes, mine, LOOKS[variant], dodge(place, len(variants)), bars=True, small=True)
+            draw_scores(axes, found.of(variant), LOOKS[variant], dodge(place, len(variants)), bars=True, small=True)
         label_lengths(axes, found.factors, None)
+        axes.set_xlabel("")
         axes.set_ylim(-0.03, 1.04)
         axes.set_title(heading(task)[0])
     for axes in grid.flat[len(tasks) :]:

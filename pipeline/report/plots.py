@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from eval.results import Results, Score
-from pipeline.report.measures import NEEDLES, measure
+from pipeline.report.measures import LOWER_IS_BETTER, NEEDLES, measure
 from pipeline.report.variants import LOOKS, Look, in_order
 
 _STYLE = {
@@ -63,23 +63,29 @@ _TITLES = {
 
 @styled
 def length_plot(results: Results, task: str, name: str) -> Drawing | None:
-    """Loss, recall or needles against the context factor (log2), with the tokens; None if that was not evaluated."""
+    """Loss, recall or needles of every variant against the context length; None if that was not evaluated."""
     found = measure(results, task)
-    if not found.scores:
-        return None
-    share = task != "loss"
+    lines = [(LOOKS[variant], found.of(variant)) for variant in in_order(found.variants)]
+    chance = results.chance.get(task)
+    return lines_by_length(task, lines, results.training_length, chance, name) if lines else None
+
+
+@styled
+def lines_by_length(
+    task: str, lines: list[tuple[Look, list[Score]]], training_length: int | None, chance: float | None, name: str
+) -> Drawing:
+    """Scores against the context factor (log2), a line for each of `lines`, with the tokens where they are given."""
+    share = task not in LOWER_IS_BETTER
     title, label = _TITLES[task]
     figure, axes = new_figure(title)
-    variants = in_order(found.variants)
-    for place, variant in enumerate(variants):
-        mine = [found.scores[variant, factor] for factor in found.factors if (variant, factor) in found.scores]
-        draw_scores(axes, mine, LOOKS[variant], dodge(place, len(variants)) if share else 0.0, bars=share)
-    label_lengths(axes, found.factors, results.training_length)
+    for place, (look, scores) in enumerate(lines):
+        draw_scores(axes, scores, look, dodge(place, len(lines)) if share else 0.0, bars=share)
+    label_lengths(axes, sorted({score.context_factor for _, scores in lines for score in scores}), training_length)
     axes.set_ylabel(label)
     if share:
         axes.set_ylim(-0.03, 1.04)
-        if task in results.chance:
-            axes.axhline(results.chance[task], color="#777777", linestyle=":", linewidth=1.4, label="Chance")
+        if chance is not None:
+            axes.axhline(chance, color="#777777", linestyle=":", linewidth=1.4, label="Chance")
     return render(figure, name)
 
 
@@ -124,8 +130,7 @@ def label_lengths(axes: Axes, factors: list[int], training_length: int | None) -
     axes.set_xticks(factors, [f"{factor}x{below[factor]}" for factor in factors])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(factors[0] * 2**-0.25, factors[-1] * 2**0.25)
-    if training_length:
-        axes.set_xlabel("context length (times the training length; tokens)")
+    axes.set_xlabel(f"context length (times the training length{'; tokens' if training_length else ''})")
 
 
 @styled
@@ -162,6 +167,7 @@ def render(figure: Figure, name: str) -> Drawing:
     add_legend(figure)
     text, image = io.StringIO(), io.BytesIO()
     figure.savefig(text, format="svg", metadata=_NO_METADATA)
+    figure.set_layout_engine("none")  # what was laid out for the one form is right for the other
     figure.savefig(image, format="png", metadata={"Software": None}, dpi=_DOTS_PER_INCH)
     svg = re.sub(r'\bid="', f'id="{name}-', text.getvalue())
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
