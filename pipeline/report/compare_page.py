@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
-from pipeline.report.compare import Run, key_facts, sections
+from pipeline.report.compare import sections
 from pipeline.report.measures import NEEDLES
 from pipeline.report.page import environment
 from pipeline.report.plots import inline, lines_by_length
+from pipeline.report.runs import Run, key_facts
 from pipeline.report.variants import Look
 
 _COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d", "#b8a900")

@@ -16,7 +16,7 @@ from pipeline.report.comparison import Comparisons, comparisons
 from pipeline.report.cost import CostTable, cost_table
 from pipeline.report.drawn import EVALUATION, TRAINING, Drawn, draw, draw_training
 from pipeline.report.inputs import RunData, read_run
-from pipeline.report.lineage import stage_lines, versions
+from pipeline.report.lineage import stage_lines, versions, versions_csv
 from pipeline.report.numbers import Check, checks, checks_csv, key_numbers
 from pipeline.report.plots import inline
 from pipeline.report.published import PublishedTable, published_table
@@ -25,7 +25,7 @@ from pipeline.report.variants import explain
 PAGE_FILE = "report.html"
 TABLES = (
     *("comparison", "recall_by_length", "needles_by_length", "needles_by_task", "longbench", "loss_by_length"),
-    *("tasks", "published", "cost", "verification"),
+    *("tasks", "published", "cost", "verification", "versions"),
 )
 FILES = (
     *(f"{name}.{ending}" for name in (*EVALUATION, *TRAINING) for ending in ("svg", "png")),
@@ -93,6 +93,7 @@ def collect(data: RunData) -> Content:
     drawn, trained = found.drawn if found else [], [*draw_training(data)]
     verified = checks(data)
     texts = (found.texts if found else {}) | ({"verification": checks_csv(verified)} if verified else {})
+    texts |= {"versions": versions_csv(versions(data.manifests))}
     files = {f"{name}.csv": text.encode() for name, text in texts.items()}
     for plot in (*drawn, *trained):
         files |= {f"{plot.name}.svg": plot.drawing.svg.encode(), f"{plot.name}.png": plot.drawing.png}

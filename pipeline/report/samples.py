@@ -1,30 +1,20 @@
 """Whether two runs were scored on the same samples of a task."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from eval.config import EvaluationConfig
 from eval.niah.tasks import TASKS
-from eval.results import Results
 from eval.units import Family, Unit, rows_of, task_settings
-from pipeline.report.inputs import RunData
+from pipeline.report.runs import Run
 
 
-class Scored(Protocol):
-    """A run with its scores."""
-
-    @property
-    def data(self) -> RunData: ...
-    @property
-    def results(self) -> Results: ...
-
-
-def same_samples(one: Scored, other: Scored, task: str) -> bool:
+def same_samples(one: Run, other: Run, task: str) -> bool:
     """Tokenizer, training length, seed, the task's settings and the files that its samples come from are the same."""
     return samples_of(one, task) == samples_of(other, task)
 
 
-def samples_of(run: Scored, task: str) -> dict[str, Any]:
+def samples_of(run: Run, task: str) -> dict[str, Any]:
     """All that the samples of a task depend on."""
     config = run.results.config
     family = next(family for family, name, _ in rows_of(config) if name == task)

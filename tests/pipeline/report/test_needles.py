@@ -166,3 +166,14 @@ def test_the_middle_curve_goes_through_the_shares(results) -> None:
     path = re.search(rf'<path d="M ([^"]*?)"[^>]*stroke: {color}; stroke-width: 3.2', svg.replace("\n", " "))
     heights = [float(pair.split()[1]) for pair in path.group(1).split(" L ")]
     assert np.corrcoef(heights, shares)[0, 1] == pytest.approx(-1, abs=1e-4)
+
+
+def test_depths_alone_have_no_mean(full) -> None:
+    full.needles = False
+    config = full.recipe().evaluation
+    only = {"niah": {"tasks": ("niah_depth",), "samples": 40, "lengths": (2, 4), "depths": 5}}
+    results = full.results(config.model_validate(config.model_dump() | only))
+    assert measure(results, NEEDLES).scores == {} and all_claims(results)[NEEDLES] == []
+    assert plots.length_plot(results, NEEDLES, "needles") is None and needles.needle_plots(results, "tasks") is None
+    assert [column for column, _ in needle_table(results).columns] == ["depth"]
+    assert depth.depth_map(results, "depth") is not None

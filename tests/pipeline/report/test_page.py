@@ -189,6 +189,7 @@ def test_comparison_verification_lineage_and_numbers(shown, reported) -> None:
         *("data", "surgery", "recalibration", "control", "export", "evaluation")
     ]
     versions = dict(page.tables["versions"])
+    assert dict(csv.reader((folder / "versions.csv").open())) == {"name": "value"} | versions
     assert versions["torch"] == "2.13.0"
     assert versions["host"] == "node0 (data, surgery, recalibration, control); node1 (export, evaluation)"
     assert page.text("h1") == "DroPE on facts"
@@ -213,6 +214,7 @@ def test_absent_parts_leave_no_trace(run) -> None:
         *("comparison.csv", "cost.csv", "loss_by_length.csv", "loss_by_length.png", "loss_by_length.svg"),
         *("optimization.png", "optimization.svg", "recalibration.png", "recalibration.svg", "report.html"),
         *("validation_by_position.png", "validation_by_position.svg", "verification.csv"),
+        "versions.csv",
     ]
     assert set(page.tables) == {"comparison", "loss_by_length", "verification", "versions", "cost"}
     everything = "".join(text for where, text in page.texts if where not in ("style", "pre"))
@@ -225,7 +227,7 @@ def test_only_trained_so_far(run) -> None:
     run.stages = ("data", "surgery", "recalibration")
     folder, page = report(run)
     plots = {f"{name}.{end}" for name in ("recalibration", "optimization", "validation_by_position") for end in ENDS}
-    assert {path.name for path in folder.iterdir()} == plots | {"verification.csv", "report.html"}
+    assert {path.name for path in folder.iterdir()} == plots | {"verification.csv", "versions.csv", "report.html"}
     assert "Not complete and therefore left out: export, evaluation." in page.text("p")
     assert set(page.tables) == {"verification", "versions"}
 
