@@ -320,7 +320,7 @@ def full(run: Run) -> Run:
     return with_everything(run)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with everything and its report, for tests that only read."""
     run = with_everything(Run(tmp_path_factory.mktemp("reported") / "runs" / "facts"))

@@ -233,9 +233,10 @@ def test_only_trained_so_far(run) -> None:
 
 
 def test_files_of_an_earlier_report_are_removed(run) -> None:
-    folder, _ = report(run)
+    recipe, folder = run.build(), run.folder / "report"
+    folder.mkdir()
     (folder / "tasks.csv").write_text("old", encoding="utf-8")
-    write_report(run.recipe(), run.folder, folder)
+    write_report(recipe, run.folder, folder)
     assert not (folder / "tasks.csv").exists() and (folder / "recall_by_length.svg").is_file()
 
 
@@ -247,14 +248,13 @@ def test_every_plot_lies_beside_the_page_as_an_image_too(shown) -> None:
         assert width / height == pytest.approx(float(box[1]) / float(box[2]), rel=0.01)
 
 
-def test_equal_inputs_give_equal_bytes(full, tmp_path: Path) -> None:
-    recipe = full.build()
-    write_report(recipe, full.folder, tmp_path / "first")
+def test_equal_inputs_give_equal_bytes(reported, tmp_path: Path) -> None:
+    before = reported.folder / "report"
     with matplotlib.rc_context({"lines.linewidth": 9.0, "font.size": 20.0, "svg.fonttype": "path"}):
-        write_report(recipe, full.folder, tmp_path / "second")
-    names = sorted(path.name for path in (tmp_path / "first").iterdir())
+        write_report(reported.recipe(), reported.folder, tmp_path / "second")
+    names = sorted(path.name for path in before.iterdir())
     assert names == sorted((*FILES, "report.html")) == sorted(path.name for path in (tmp_path / "second").iterdir())
     for name in names:
-        first = (tmp_path / "first" / name).read_bytes()
+        first = (before / name).read_bytes()
         assert first == (tmp_path / "second" / name).read_bytes()
-        assert b"<dc:date>" not in first and b"Software" not in first and str(tmp_path / "first").encode() not in first
+        assert b"<dc:date>" not in first and b"Software" not in first and str(before).encode() not in first
