@@ -38,8 +38,8 @@ _SIZE = (4.9, 3.3)
 """Inches, without the legend."""
 _LEGEND_LINE = 0.21
 """Inches of a line of the legend."""
-_LEGEND_COLUMN = 1.55
-"""Inches of an entry of the legend: the longest names with their line."""
+_LEGEND_ENTRY = (0.6, 0.072)
+"""Inches of an entry of the legend: its line with the gaps, and each letter."""
 _DOTS_PER_INCH = 160
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 _DODGE = 0.035
@@ -183,7 +183,7 @@ def add_legend(figure: Figure) -> None:
     if not entries:
         return
     width, height = figure.get_size_inches()
-    columns = min(int(width / _LEGEND_COLUMN), 6, -(-len(entries) // 2))
+    columns = legend_columns(list(entries), width)
     figure.set_size_inches(width, height + _LEGEND_LINE * (1 - (-len(entries) // columns)))
     figure.legend(
         list(entries.values()),
@@ -193,6 +193,19 @@ def add_legend(figure: Figure) -> None:
         handlelength=2.4,
         columnspacing=1.4,
     )
+
+
+def legend_columns(labels: list[str], width: float) -> int:
+    """As many columns as fit into `width` inches, at least two lines and at most six columns.
+
+    matplotlib fills column after column, the first of them with one entry more where they do not come out even.
+    """
+    line, letter = _LEGEND_ENTRY
+    for columns in range(min(6, -(-len(labels) // 2)), 1, -1):
+        longest = [max(map(len, part)) for part in np.array_split(labels, columns)]
+        if sum(line + letter * letters for letters in longest) <= width:
+            return columns
+    return 1
 
 
 def inline(svg: str, description: str) -> str:
