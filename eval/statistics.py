@@ -29,13 +29,34 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float], *, draws: int = DRA
 
     Raises: ValueError if there are fewer than two samples, or not equally many.
     """
-    if len(a) != len(b) or len(a) < 2:
-        raise ValueError(f"{len(a)} and {len(b)} values: a paired comparison takes equally many, at least two")
-    differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    draw, means = np.random.default_rng(seed), []
+    return stratified_bootstrap([(a, b)], draws=draws, seed=seed)
+
+
+def stratified_bootstrap(
+    parts: Sequence[tuple[Sequence[float], Sequence[float]]], *, draws: int = DRAWS, seed: int = 0
+) -> Paired:
+    """As `paired_bootstrap`, for the mean over `parts` (tasks) of their mean differences, whatever their sizes.
+
+    Samples are drawn within their part, so that every draw weighs the parts alike.
+
+    Raises: ValueError as `paired_bootstrap`.
+    """
+    draw, drawn, means = np.random.default_rng(seed), np.zeros(draws), []
+    for a, b in parts:
+        if len(a) != len(b) or len(a) < 2:
+            raise ValueError(f"{len(a)} and {len(b)} values: a paired comparison takes equally many, at least two")
+        differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+        means.append(differences.mean())
+        drawn += _drawn_means(differences, draws, draw) / len(parts)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    samples = sum(len(a) for a, _ in parts)
+    return Paired(float(np.mean(means)), float(drawn.std(ddof=1)), float(low), float(high), samples)
+
+
+def _drawn_means(differences: np.ndarray, draws: int, draw: np.random.Generator) -> np.ndarray:
+    """Means of `draws` samples with replacement, a block of them at a time."""
+    means = []
     for start in range(0, draws, _BLOCK):
         index = draw.integers(len(differences), size=(min(_BLOCK, draws - start), len(differences)))
         means.append(differences[index].mean(axis=1))
-    drawn = np.concatenate(means)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return Paired(float(differences.mean()), float(drawn.std(ddof=1)), float(low), float(high), len(differences))
+    return np.concatenate(means)

@@ -95,7 +95,7 @@ def unit_digest(unit: Unit, config: EvaluationConfig, lineage: dict[str, str]) -
     facts = {
         "schema_version": SCHEMA_VERSION,
         "unit": unit.name,
-        "task": _settings(unit, config),
+        "task": task_settings(unit, config),
         "lineage": lineage,
         "numbers": config.model_dump(mode="json", include={"dtype", "seed", "device", "batch_tokens"}),
         "softmax_scale_c": config.softmax_scale_c if unit.variant == "drope_scaled" else None,
@@ -104,7 +104,7 @@ def unit_digest(unit: Unit, config: EvaluationConfig, lineage: dict[str, str]) -
     return digest_text(json.dumps(facts, sort_keys=True))
 
 
-def _settings(unit: Unit, config: EvaluationConfig) -> dict[str, Any]:
+def task_settings(unit: Unit, config: EvaluationConfig) -> dict[str, Any]:
     """What the recipe says of the unit's task, without what names its data (see lineage) or only chooses units."""
     if unit.family == "harness":
         return harness_task(config, unit.task).model_dump(mode="json", exclude={"path"})

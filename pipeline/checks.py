@@ -13,6 +13,7 @@ from pipeline.random_model import check_source, check_untrained, source_shape
 from pipeline.recalibration.run import check_schedule
 from pipeline.recalibration.wandb_sync import check_wandb
 from pipeline.recipe import Recipe
+from pipeline.report.published import published_rows
 from pipeline.stages import Stage, evaluated_models, tokenizer_path
 
 
@@ -34,6 +35,7 @@ def check_shapes(recipe: Recipe, shape: ModelShape) -> None:
             "with split: validation"
         )
     check_wandb(recipe.recalibration.wandb_project)
+    published_rows(recipe)
     trained = trained_shape(recipe, shape)
     format_of(trained, recipe.recalibration.position_embedding, recipe.export)  # now, not when training is over
     if "control" in recipe.evaluation.variants and not recipe.recalibration.control:

@@ -15,7 +15,6 @@ _STAGE_COMMANDS = {
     "control": ("control", "Train the same model with RoPE kept on the same rows (recalibration.control: true)."),
     "export": ("export", "Write the trained weights as a Hugging Face folder."),
 }
-_REPORT = ("report", "Write the HTML page of the run.")
 _OVERRIDES_HELP = "KEY=VALUE sets a field of the recipe by its dotted path: recalibration.lr=1e-4"
 
 
@@ -202,7 +201,29 @@ def evaluate(recipe: Path, overrides: tuple[str, ...], task: int | None, of: int
         _run(recipe, overrides, ("evaluation",))
 
 
-_stage_command("report", *_REPORT)
+@main.command(epilog=_OVERRIDES_HELP)
+@click.argument("given", nargs=-1, required=True, metavar="RECIPE [KEY=VALUE]... | RUN RUN...")
+@click.option("--compare", is_flag=True, help="Compare runs instead, given by their folders.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="PAGE", help="With --compare; default: compare.html.")
+def report(given: tuple[str, ...], compare: bool, out: Path | None) -> None:
+    """Write the HTML page of the run, or one that compares runs.
+
+    \b
+        drope report RECIPE [KEY=VALUE]...
+        drope report --compare RUN1 RUN2... [--out PAGE]
+
+    Of RECIPE it is one stage; the stages before it must be complete. With --compare it writes one page of the runs in
+    these folders (runs/NAME): the DroPE of each side by side, and its differences to the first run's.
+    """
+    if not compare:
+        if out is not None:
+            raise click.UsageError("--out goes with --compare; the page of a run lies in its folder")
+        _run(Path(given[0]), given[1:], ("report",))
+        return
+    from pipeline.report.compare import write_comparison
+
+    page = write_comparison([Path(folder) for folder in given], out or Path("compare.html"))
+    click.echo(f"comparison: {page.resolve()}")
 
 
 @main.command(epilog=_OVERRIDES_HELP)

@@ -45,7 +45,7 @@ def probe(recipe: Recipe, *, length: int | None, seed: int) -> ProbeResults:
     found = run(subjects, held_out(recipe, length), length=length, seed=seed)
     out_dir = recipe.folder / "probes"
     out_dir.mkdir(parents=True, exist_ok=True)
-    write_atomic(out_dir / "probes.svg", probe_plot(found))
+    write_atomic(out_dir / "probes.svg", probe_plot(found).svg)
     found.save(out_dir)
     return found
 

@@ -34,10 +34,18 @@ class ModelConfig(_Section):
 
 
 class ReportConfig(_Section):
-    """What the report page says besides numbers."""
+    """What the report page says besides the run's numbers."""
 
     title: str | None = Field(None, description="headline of the page; default: the run's name")
     notes: str = Field("", description="one paragraph under the headline")
+    published: Path | None = Field(
+        None,
+        description="CSV of published numbers to show beside the run's: model, source, variant, task, context_factor, "
+        "value (a share from 0 to 1; a loss in nats per token), and metric where a task has several",
+    )
+    published_model: str | None = Field(
+        None, description="model whose rows are shown, case-insensitive; default: the last part of model.path"
+    )
 
 
 class Recipe(_Section):

@@ -245,6 +245,15 @@ def _run_report(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
     return {"page": str(page.relative_to(run))}
 
 
+def _report_fingerprints(recipe: Recipe) -> dict[str, str]:
+    from model_surgery.files import fingerprint_files
+
+    path = recipe.report.published
+    if path is None:
+        return {}
+    return {"published": fingerprint_files([path]) if path.is_file() else "no such file"}
+
+
 _TRAINING_SCRATCH = ("checkpoints", "tensorboard", "row-index")
 
 STAGES = (
@@ -311,6 +320,7 @@ STAGES = (
         needs=("recalibration", "control", "evaluation"),
         config=lambda recipe: _dump(recipe.report),
         run=_run_report,
+        sources=_report_fingerprints,
     ),
 )
 

@@ -5,15 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from eval.config import OF_THE_SOURCE, Variant
+from eval.config import LONGBENCH_TASKS, OF_THE_SOURCE, Variant
 from eval.results import Results, Score
-from eval.statistics import paired_bootstrap
+from eval.statistics import stratified_bootstrap
+from pipeline.report.measures import LONGBENCH, LOWER_IS_BETTER, NEEDLES, Measure, measure
 from pipeline.report.variants import LOOKS
 
 Verdict = Literal["better", "worse", "within the noise", "no standard error"]
 _STANDARD_ERRORS = 2
 _HEADLINE_FACTOR = 4
 """Context factor of the headline where it was evaluated: fixed beforehand, so that no result can choose it."""
+COMPARED = ("recall", NEEDLES, LONGBENCH, "loss")
+"""What claims are made about, in the order of the page."""
+Pairs = Sequence[tuple[Sequence[float], Sequence[float]]]
+"""For every task the values of both sides on the same samples."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,19 @@ class Claim:
         return "better" if self.difference > 0 else "worse"
 
     @property
+    def scale(self) -> int:
+        """LongBench is told in percent, as in its paper; all others as they are."""
+        return 100 if self.ours.task in (LONGBENCH, *LONGBENCH_TASKS) else 1
+
+    @property
     def digits(self) -> int:
-        """Decimals that show the difference to its first uncertain digit, at least 2 and at most 4."""
-        return 2 if not self.stderr else min(4, max(2, -math.floor(math.log10(self.stderr))))
+        """Decimals that show the difference to its first uncertain digit, at least 2 (1 of percent) and at most 4."""
+        least = 1 if self.scale == 100 else 2
+        return least if not self.stderr else min(4, max(least, -math.floor(math.log10(self.scale * self.stderr))))
 
     def number(self, value: float | None) -> str:
         """A value, rounded like the others of this claim."""
-        return "–" if value is None else f"{value:.{self.digits}f}"
+        return "–" if value is None else f"{self.scale * value:.{self.digits}f}"
 
     @property
     def difference_text(self) -> str:
@@ -55,16 +66,20 @@ class Claim:
         return f"{self.number(abs(self.difference))}{error}"
 
 
-def compare(ours: Score, rival: Score, values: tuple[Sequence[float], Sequence[float]] | None = None) -> Claim:
-    """By a bootstrap over samples where the `values` behind both are given, which were scored on the same samples.
+Claims = dict[str, list[Claim]]
+"""By task or mean of tasks."""
+
+
+def compare(ours: Score, rival: Score, pairs: Pairs = ()) -> Claim:
+    """By a bootstrap over samples where the values of both are given, which were scored on the same samples.
 
     Without them, or where all differences are alike so that nothing can be drawn, the standard errors are added as if
     independent, which mostly overstates the noise.
     """
-    sign = -1 if ours.task == "loss" else 1
+    sign = -1 if ours.task in LOWER_IS_BETTER else 1
     difference = sign * (ours.value - rival.value)
-    if values and len(values[0]) > 1:
-        paired = paired_bootstrap(*(values if sign > 0 else reversed(values)))
+    if pairs and all(len(mine) > 1 for mine, _ in pairs):
+        paired = stratified_bootstrap([pair[::sign] for pair in pairs])
         if paired.stderr > 0:
             return Claim(ours, rival, difference, paired.stderr, (paired.low, paired.high))
     errors = (standard_error(ours), standard_error(rival))
@@ -77,7 +92,7 @@ def standard_error(score: Score) -> float | None:
 
     Source: Agresti and Coull (1998), "Approximate is better than exact", for shares at the ends.
     """
-    if score.task == "loss" or score.stderr is None or 0 < score.value < 1:
+    if score.task in LOWER_IS_BETTER or score.stderr is None or 0 < score.value < 1:
         return score.stderr
     share = (score.value * score.samples + 1) / (score.samples + 2)
     return max(score.stderr, math.sqrt(share * (1 - share) / score.samples))
@@ -92,44 +107,63 @@ def our_variant(results: Results) -> Variant | None:
 
 
 def claims(results: Results, task: str) -> list[Claim]:
-    """At every length: DroPE against the best RoPE variant (the source itself at 1x), then against the control."""
+    """At every length: DroPE against the best RoPE variant (the source itself at 1x), then against the control.
+
+    task: a task, or NEEDLES or LONGBENCH for the mean of theirs.
+    """
     ours = our_variant(results)
-    cells = {(score.variant, score.context_factor): score for score in results.scores if score.task == task}
-    behind = {
-        (values.variant, values.task, values.metric, values.context_factor): values.values for values in results.values
-    }
-
-    def against(mine: Score, rival: Score) -> Claim:
-        both = [behind.get((one.variant, task, one.metric, one.context_factor)) for one in (mine, rival)]
-        return compare(mine, rival, None if None in both else (both[0], both[1]))
-
-    found = []
-    for factor in results.config.lengths:
+    found = measure(results, task)
+    cells, claimed = found.scores, []
+    for factor in found.factors:
         mine = cells.get((ours, factor)) if ours else None
         if mine is None:
             continue
         rivals = [cells[variant, factor] for variant in OF_THE_SOURCE if (variant, factor) in cells]
         if rivals:
-            found.append(against(mine, min(rivals, key=lambda rival: rival.value if task == "loss" else -rival.value)))
+            sign = -1 if task in LOWER_IS_BETTER else 1
+            claimed.append(against(found, mine, max(rivals, key=lambda rival: sign * rival.value)))
         if ("control", factor) in cells:
-            found.append(against(mine, cells["control", factor]))
-    return found
+            claimed.append(against(found, mine, cells["control", factor]))
+    return claimed
 
 
-def summary(results: Results) -> list[str]:
-    """At most four sentences: on recall and loss, in context (control included) and at 4x (else the longest)."""
-    longer = [factor for factor in results.config.lengths if factor > 1]
-    headline = _HEADLINE_FACTOR if _HEADLINE_FACTOR in longer else max(longer, default=None)
-    found = [*claims(results, "recall"), *claims(results, "loss")]
-    sentences = []
-    for factor in (1, headline):
-        for task in ("recall", "loss"):
-            here = [claim for claim in found if (claim.ours.task, claim.ours.context_factor) == (task, factor)]
-            if factor != 1:
-                here = [claim for claim in here if claim.rival.variant != "control"]
-            if here:
-                sentences.append(sentence(here, results.chance.get(task)))
-    return sentences
+def against(found: Measure, mine: Score, rival: Score) -> Claim:
+    """Two variants at one length, in pairs where the values of both are kept."""
+    both = [found.parts[score.variant, score.context_factor] for score in (mine, rival)]
+    return compare(mine, rival, list(zip(*both, strict=True)) if all(both) else ())
+
+
+def all_claims(results: Results) -> Claims:
+    """Every claim that can be made, by what it is about."""
+    return {task: claims(results, task) for task in COMPARED}
+
+
+def summary(found: Claims, chance: dict[str, float]) -> list[str]:
+    """At most five sentences: on recall and loss in context (control included), then on these and needles at 4x.
+
+    Where 4x was not evaluated, the longest length stands for it. chance: what guessing would score, by task.
+    """
+    sentences = [said(found[task], 1, chance.get(task)) for task in ("recall", "loss")]
+    for task in ("recall", NEEDLES, "loss"):
+        longer = [claim.ours.context_factor for claim in found[task] if claim.ours.context_factor > 1]
+        headline = _HEADLINE_FACTOR if _HEADLINE_FACTOR in longer else max(longer, default=0)
+        sentences.append(said(found[task], headline, chance.get(task)))
+    return [sentence for sentence in sentences if sentence]
+
+
+def said(found: list[Claim], factor: int, chance: float | None) -> str:
+    """The sentence on a length, empty where nothing is claimed there; the control is compared in context only."""
+    here = [claim for claim in found if claim.ours.context_factor == factor]
+    if factor != 1:
+        here = [claim for claim in here if claim.rival.variant != "control"]
+    return sentence(here, chance) if here else ""
+
+
+_SCORED = {
+    "loss": "has a loss of {} nats per token",
+    "recall": "recalls {} of the facts",
+    NEEDLES: "finds {} of RULER's needles",
+}
 
 
 def sentence(here: list[Claim], chance: float | None = None) -> str:
@@ -139,7 +173,7 @@ def sentence(here: list[Claim], chance: float | None = None) -> str:
     place = "its own context" if factor == 1 else f"{factor}x its context"
     tokens = f" ({ours.length:,} tokens)" if ours.length else ""
     value = max(here, key=lambda claim: claim.digits).number(ours.value)
-    scored = f"has a loss of {value} nats per token" if ours.task == "loss" else f"recalls {value} of the facts"
+    scored = _SCORED[ours.task].format(value)
     rivals = [f"{rival_name(claim.rival)} {claim.number(claim.rival.value)}: {judgement(claim)}" for claim in here]
     guess = f"; chance is {chance:.2f}" if chance is not None and factor > 1 else ""
     return f"At {place}{tokens} {our_name(ours)} {scored}, {'; '.join(rivals)}{guess}."
@@ -158,7 +192,8 @@ def rival_name(score: Score) -> str:
         return "the RoPE source"
     if score.variant == "rope":
         return "plain RoPE, the best of the RoPE variants,"
-    return f"the best RoPE scaling ({LOOKS[score.variant].label})"
+    kind = "variant" if score.variant == "crop" else "scaling"
+    return f"the best RoPE {kind} ({LOOKS[score.variant].label})"
 
 
 def judgement(claim: Claim) -> str:

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 
 from pipeline.manifest import Manifest
+from pipeline.report.tables import to_csv
 
 _SHORT = 12
 
@@ -86,6 +87,11 @@ def versions(manifests: dict[str, Manifest]) -> list[Version]:
         value = next(iter(stages)) if same else "; ".join(f"{v} ({', '.join(where)})" for v, where in stages.items())
         found.append(Version(name, value))
     return found
+
+
+def versions_csv(found: list[Version]) -> str:
+    """One line an entry."""
+    return to_csv(["name", "value"], [[version.name, version.value] for version in found])
 
 
 def duration(seconds: float) -> str:

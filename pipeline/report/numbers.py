@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.recipe import Recipe
 from pipeline.report.inputs import RunData
 from pipeline.report.lineage import duration
+from pipeline.report.tables import to_csv
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,12 @@ def checks(data: RunData) -> list[Check]:
                 )
             )
     return found
+
+
+def checks_csv(found: list[Check]) -> str:
+    """One line a check."""
+    fields = ["check", "difference", "limit", "passed", "detail"]
+    return to_csv(fields, [[one.name, one.difference, one.limit, one.ok, one.detail] for one in found])
 
 
 def count(number: int | None) -> str:

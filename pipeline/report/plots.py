@@ -1,7 +1,8 @@
-"""The plots of the evaluation as SVG text: the same input gives the same bytes, nothing refers to the network."""
+"""The plots of the evaluation as SVG and PNG: the same input gives the same bytes, nothing refers to the network."""
 
 import io
 import re
+from dataclasses import dataclass
 from html import escape
 
 import matplotlib.style
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from eval.results import Results, Score
+from pipeline.report.measures import LOWER_IS_BETTER, NEEDLES, measure
 from pipeline.report.variants import LOOKS, Look, in_order
 
 _STYLE = {
@@ -32,32 +34,64 @@ _STYLE = {
 }
 styled = matplotlib.style.context(("default", _STYLE))
 """Decorates whatever draws: matplotlib's own defaults and the above, whatever the user's matplotlibrc says."""
-_SIZE = (4.9, 3.9)
+_SIZE = (4.9, 3.3)
+"""Inches, without the legend."""
+_LEGEND_LINE = 0.21
+"""Inches of a line of the legend."""
+_LEGEND_ENTRY = (0.6, 0.072)
+"""Inches of an entry of the legend: its line with the gaps, and each letter."""
+_DOTS_PER_INCH = 160
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 _DODGE = 0.035
 """Shift between variants in octaves, so that error bars do not hide each other."""
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """One figure in two forms: the SVG stands in the page, both lie beside it."""
+
+    svg: str
+    png: bytes
+
+
+_TITLES = {
+    "recall": ("Recall against context length", "facts recalled (share)"),
+    NEEDLES: ("Needles against context length", "needles found (share)"),
+    "loss": ("Loss against context length", "loss (nats per token)"),
+}
+
+
 @styled
-def length_plot(results: Results, task: str, name: str) -> str | None:
-    """Loss or recall against the context factor (log2), with the tokens; None where the task was not evaluated."""
-    scores = [score for score in results.scores if score.task == task]
-    if not scores:
-        return None
-    recall = task == "recall"
-    figure, axes = new_figure("Recall against context length" if recall else "Loss against context length")
-    variants = in_order(results.config.variants)
-    for place, variant in enumerate(variants):
-        mine = sorted((s for s in scores if s.variant == variant), key=lambda score: score.context_factor)
-        shift = _DODGE * (place - (len(variants) - 1) / 2) if recall else 0.0
-        draw_scores(axes, mine, LOOKS[variant], shift, bars=recall)
-    label_lengths(axes, results)
-    axes.set_ylabel("facts recalled (share)" if recall else "loss (nats per token)")
-    if recall:
+def length_plot(results: Results, task: str, name: str) -> Drawing | None:
+    """Loss, recall or needles of every variant against the context length; None if that was not evaluated."""
+    found = measure(results, task)
+    lines = [(LOOKS[variant], found.of(variant)) for variant in in_order(found.variants)]
+    chance = results.chance.get(task)
+    return lines_by_length(task, lines, results.training_length, chance, name) if lines else None
+
+
+@styled
+def lines_by_length(
+    task: str, lines: list[tuple[Look, list[Score]]], training_length: int | None, chance: float | None, name: str
+) -> Drawing:
+    """Scores against the context factor (log2), a line for each of `lines`, with the tokens where they are given."""
+    share = task not in LOWER_IS_BETTER
+    title, label = _TITLES[task]
+    figure, axes = new_figure(title)
+    for place, (look, scores) in enumerate(lines):
+        draw_scores(axes, scores, look, dodge(place, len(lines)) if share else 0.0, bars=share)
+    label_lengths(axes, sorted({score.context_factor for _, scores in lines for score in scores}), training_length)
+    axes.set_ylabel(label)
+    if share:
         axes.set_ylim(-0.03, 1.04)
-        if "recall" in results.chance:
-            axes.axhline(results.chance["recall"], color="#777777", linestyle=":", linewidth=1.4, label="Chance")
+        if chance is not None:
+            axes.axhline(chance, color="#777777", linestyle=":", linewidth=1.4, label="Chance")
     return render(figure, name)
+
+
+def dodge(place: int, of: int) -> float:
+    """Octaves that line `place` is shifted by; half as far where there are many lines."""
+    return _DODGE * (place - (of - 1) / 2) * min(1.0, 5 / of)
 
 
 def new_figure(title: str) -> tuple[Figure, Axes]:
@@ -68,13 +102,13 @@ def new_figure(title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def draw_scores(axes: Axes, scores: list[Score], look: Look, shift: float, *, bars: bool) -> None:
-    """One variant's line; `shift` in octaves."""
+def draw_scores(axes: Axes, scores: list[Score], look: Look, shift: float, *, bars: bool, small: bool = False) -> None:
+    """One variant's line; `shift` in octaves; `small` for a panel among others."""
     x = [score.context_factor * 2**shift for score in scores]
     errors = [score.stderr or 0.0 for score in scores] if bars else None
-    axes.errorbar(
-        x, [score.value for score in scores], yerr=errors, capsize=2.5, elinewidth=1.2, markersize=6, **line(look)
-    )
+    drawn = line(look) | ({"linewidth": 0.7 * look.width} if small else {})
+    sizes = {"capsize": 1.5, "elinewidth": 0.9, "markersize": 3.5} if small else {"elinewidth": 1.2, "markersize": 6}
+    axes.errorbar(x, [score.value for score in scores], yerr=errors, **{"capsize": 2.5} | sizes, **drawn)
 
 
 def line(look: Look) -> dict[str, object]:
@@ -89,18 +123,18 @@ def line(look: Look) -> dict[str, object]:
     }
 
 
-def label_lengths(axes: Axes, results: Results) -> None:
-    """A log2 axis with a tick at every evaluated length: the factor, and the tokens below it."""
-    factors = results.config.lengths
+def label_lengths(axes: Axes, factors: list[int], training_length: int | None) -> None:
+    """A log2 axis with a tick at every evaluated length: the factor, and the tokens below it where they are wanted."""
     axes.set_xscale("log", base=2)
-    axes.set_xticks(factors, [f"{factor}x\n{factor * results.training_length:,}" for factor in factors])
+    below = {factor: f"\n{factor * training_length:,}" if training_length else "" for factor in factors}
+    axes.set_xticks(factors, [f"{factor}x{below[factor]}" for factor in factors])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(factors[0] * 2**-0.25, factors[-1] * 2**0.25)
-    axes.set_xlabel("context length (times the training length; tokens)")
+    axes.set_xlabel(f"context length (times the training length{'; tokens' if training_length else ''})")
 
 
 @styled
-def position_plot(results: Results, name: str) -> str | None:
+def position_plot(results: Results, name: str) -> Drawing | None:
     """Loss along the position at the longest length; None where there are no curves."""
     if not results.curves:
         return None
@@ -128,15 +162,50 @@ def label_positions(axes: Axes, length: int, training_length: int) -> None:
     axes.set_ylabel("loss (nats per token)")
 
 
-def render(figure: Figure, name: str) -> str:
-    """The figure as SVG, its legend below the plot; ids begin with `name`, so that several fit into one page."""
-    buffer = io.StringIO()
-    entries = sum(len(axes.get_legend_handles_labels()[0]) for axes in figure.axes)
-    figure.legend(loc="outside lower center", ncols=min(4, -(-entries // 2)), handlelength=2.4, columnspacing=1.4)
-    figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
-    text = re.sub(r'\bid="', f'id="{name}-', buffer.getvalue())
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
-    return "\n".join(part.rstrip() for part in text.splitlines()) + "\n"
+def render(figure: Figure, name: str) -> Drawing:
+    """The figure with its legend below the plots; ids begin with `name`, so that several fit into one page."""
+    add_legend(figure)
+    text, image = io.StringIO(), io.BytesIO()
+    figure.savefig(text, format="svg", metadata=_NO_METADATA)
+    figure.set_layout_engine("none")  # what was laid out for the one form is right for the other
+    figure.savefig(image, format="png", metadata={"Software": None}, dpi=_DOTS_PER_INCH)
+    svg = re.sub(r'\bid="', f'id="{name}-', text.getvalue())
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    return Drawing("\n".join(part.rstrip() for part in svg.splitlines()) + "\n", image.getvalue())
+
+
+def add_legend(figure: Figure) -> None:
+    """One entry a label, in as many columns as fit; the figure grows by the legend's lines."""
+    entries: dict[str, object] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if not entries:
+        return
+    width, height = figure.get_size_inches()
+    columns = legend_columns(list(entries), width)
+    figure.set_size_inches(width, height + _LEGEND_LINE * (1 - (-len(entries) // columns)))
+    figure.legend(
+        list(entries.values()),
+        list(entries),
+        loc="outside lower center",
+        ncols=columns,
+        handlelength=2.4,
+        columnspacing=1.4,
+    )
+
+
+def legend_columns(labels: list[str], width: float) -> int:
+    """As many columns as fit into `width` inches, at least two lines and at most six columns.
+
+    matplotlib fills column after column, the first of them with one entry more where they do not come out even.
+    """
+    line, letter = _LEGEND_ENTRY
+    for columns in range(min(6, -(-len(labels) // 2)), 1, -1):
+        longest = [max(map(len, part)) for part in np.array_split(labels, columns)]
+        if sum(line + letter * letters for letters in longest) <= width:
+            return columns
+    return 1
 
 
 def inline(svg: str, description: str) -> str:

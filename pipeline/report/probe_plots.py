@@ -4,7 +4,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eval.probe_run import Layer, ProbeResults, Sequence, measure
-from pipeline.report.plots import render, styled
+from pipeline.report.plots import Drawing, render, styled
 
 _LOOKS = {
     "RoPE, untrained": ("#4d4d4d", "s", "--"),
@@ -23,8 +23,8 @@ _FLOOR = 1e-17
 
 
 @styled
-def probe_plot(results: ProbeResults, name: str = "probes") -> str:
-    """SVG: rows are measures; columns a constant sequence by layer, the first layer by epsilon, and text by layer."""
+def probe_plot(results: ProbeResults, name: str = "probes") -> Drawing:
+    """Rows are measures; columns a constant sequence by layer, the first layer by epsilon, and text by layer."""
     has_text = any(layer.sequence == "text" for layer in results.layers)
     figure = Figure(figsize=(4.2 * (2 + has_text), 3.1 * len(_ROWS)))
     grid = figure.subplots(len(_ROWS), 2 + has_text, squeeze=False)

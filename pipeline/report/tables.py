@@ -2,13 +2,13 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from eval.config import Variant
 from eval.results import Results, Score
 from eval.variants import canonical
-from pipeline.report.claims import Claim, claims
+from pipeline.report.measures import LONGBENCH, LOWER_IS_BETTER, NEEDLES, measure, ruler_tasks
 from pipeline.report.variants import LOOKS, in_order
 
 
@@ -32,33 +32,114 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Rows under a heading; without one where a table has a single group."""
+
+    heading: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
 class Table:
     """columns: heading and what stands below it, such as ('4x', '2,048 tokens')."""
 
     title: str
     columns: tuple[tuple[str, str], ...]
-    rows: tuple[Row, ...]
+    groups: tuple[Group, ...]
     notes: tuple[str, ...]
     csv: str
 
 
+def tabulate(results: Results) -> Iterator[tuple[str, Table]]:
+    """Name and table of everything that was evaluated."""
+    made = {
+        "recall_by_length": length_table(results, "recall", "Recall against context length"),
+        "needles_by_length": length_table(results, NEEDLES, "Needles against context length"),
+        "needles_by_task": needle_table(results),
+        "longbench": longbench_table(results),
+        "loss_by_length": length_table(results, "loss", "Loss against context length"),
+        "tasks": task_table(results),
+    }
+    yield from ((name, table) for name, table in made.items() if table is not None)
+
+
+_MEANING = {
+    "loss": "Nats per token, lower",
+    "recall": "Share of facts recalled, higher",
+    NEEDLES: "Share of needles found, higher",
+}
+
+
 def length_table(results: Results, task: str, title: str) -> Table | None:
-    """Loss or recall of every variant at every length; None where the task was not evaluated."""
-    scores = [score for score in results.scores if score.task == task]
+    """Loss, recall or needles of every variant at every length; None where that was not evaluated."""
+    found = measure(results, task)
+    scores = list(found.scores.values())
     if not scores:
         return None
-    columns = {
-        factor: (f"{factor}x", f"{factor * results.training_length:,} tokens") for factor in results.config.lengths
-    }
-    lower = task == "loss"
+    lower = task in LOWER_IS_BETTER
     notes = [
-        f"{'Nats per token, lower' if lower else 'Share of facts recalled, higher'} is better; ± is one standard error "
-        f"over {samples_text(scores, 'rows' if lower else 'samples')}.",
+        f"{_MEANING[task]} is better; ± is one standard error over "
+        f"{samples_text(scores, 'rows' if lower else 'samples')}.",
         "Bold is the lowest of its column." if lower else "Bold is the highest of its column.",
     ]
+    if task == NEEDLES:
+        notes.insert(0, f"Mean over RULER's tasks: {', '.join(found.tasks)}.")
     if task in results.chance:
         notes.append(f"Guessing would score {results.chance[task]:.3f}.")
+    columns = length_columns(found.factors, results.training_length)
     return build(title, scores, columns, lambda score: score.context_factor, lower=lower, notes=notes)
+
+
+def length_columns(factors: Sequence[int], training_length: int) -> dict[object, tuple[str, str]]:
+    """A column for every length: the factor, and the tokens below it."""
+    return {factor: (f"{factor}x", f"{factor * training_length:,} tokens") for factor in factors}
+
+
+def needle_table(results: Results) -> Table | None:
+    """Every needle task, a group of rows for every length; None where there are none."""
+    tasks = results.config.niah.tasks if results.config.niah else ()
+    scores = [score for score in results.scores if score.task in tasks]
+    if not scores:
+        return None
+    columns: dict[object, tuple[str, str]] = {name: heading(name) for name in tasks}
+    notes = [f"Share of needles found; ± is one standard error over {samples_text(scores, 'samples')} of a task."]
+    notes.append("Bold is the highest of its column at that length.")
+    if apart := [name for name in tasks if name not in ruler_tasks(results.config)]:
+        notes.append(f"Not part of RULER's mean: {', '.join(apart)}.")
+
+    def group(score: Score) -> str:
+        return f"{score.context_factor}x, {score.context_factor * results.training_length:,} tokens"
+
+    ordered = sorted(scores, key=lambda score: score.context_factor)
+    table = "Needles by task"
+    return build(table, ordered, columns, lambda score: score.task, lower=False, notes=notes, group_of=group)
+
+
+def heading(task: str) -> tuple[str, str]:
+    """A task's name in two short lines: 'niah_multikey_2' is 'multikey 2' under 'niah'."""
+    if task == "lost_in_the_middle":
+        return "lost in", "the middle"
+    first, _, rest = task.partition("_")
+    return rest.replace("_", " "), first
+
+
+def longbench_table(results: Results) -> Table | None:
+    """LongBench's tasks in percent, and their mean first; None where there are none."""
+    found = measure(results, LONGBENCH)
+    if not found.scores:
+        return None
+    scores = [*found.scores.values(), *(score for score in results.scores if score.task in found.tasks)]
+    metrics = {score.task: f"{score.metric}, {score.samples:,} items" for score in scores}
+    columns: dict[object, tuple[str, str]] = {LONGBENCH: ("Average", f"{len(found.tasks)} tasks")}
+    columns |= {name: (name, metrics[name]) for name in found.tasks}
+    factor = found.factors[-1]
+    notes = [
+        "Percent, higher is better; ± is one standard error over items.",
+        "Average as in the paper: the mean of the tasks.",
+        f"Prompts of more than {factor * results.training_length:,} tokens ({factor}x) lose their middle. "
+        "Bold is the highest of its column.",
+    ]
+    return build("LongBench", scores, columns, lambda score: score.task, lower=False, notes=notes, scale=100, digits=1)
 
 
 def task_table(results: Results) -> Table | None:
@@ -72,7 +153,9 @@ def task_table(results: Results) -> Table | None:
     scores = [score for score in results.scores if score.task in names and score.variant not in same]
     if not scores:
         return None
-    columns = {(s.task, s.metric): (s.task, f"{s.metric}, {s.samples:,} items") for s in scores}
+    columns: dict[object, tuple[str, str]] = {
+        (s.task, s.metric): (s.task, f"{s.metric}, {s.samples:,} items") for s in scores
+    }
     notes = ["Accuracy, higher is better; ± is one standard error over items. Bold is the highest of its column."]
     if same:
         notes.append(
@@ -89,32 +172,34 @@ def build(
     *,
     lower: bool,
     notes: list[str],
+    group_of: Callable[[Score], str] = lambda score: "",
+    scale: int = 1,
+    digits: int = 3,
 ) -> Table:
-    """Puts every score in its row and column and marks the best of each column."""
-    cells = {(score.variant, column_of(score)): score for score in scores}
+    """Puts every score in its group, row and column and marks the best of each column in its group."""
+    cells = {(group_of(score), score.variant, column_of(score)): score for score in scores}
     best: dict[object, float] = {}
-    for score in scores:
-        column = column_of(score)
-        best[column] = (min if lower else max)(best.get(column, score.value), score.value)
-    rows = tuple(
-        Row(
-            variant,
-            LOOKS[variant].label,
-            LOOKS[variant].color,
-            tuple(show(cells.get((variant, column)), best.get(column)) for column in columns),
-        )
-        for variant in in_order(tuple({score.variant for score in scores}))
-    )
-    ordered = (cells[row.variant, column] for row in rows for column in columns if (row.variant, column) in cells)
-    return Table(title, tuple(columns.values()), rows, tuple(notes), scores_csv(ordered))
+    for (group, _, column), score in cells.items():
+        best[group, column] = (min if lower else max)(best.get((group, column), score.value), score.value)
+    variants = in_order(tuple({score.variant for score in scores}))
+    groups, ordered = [], []
+    for group in dict.fromkeys(group for group, _, _ in cells):
+        rows = []
+        for variant in variants:
+            found = {column: cells.get((group, variant, column)) for column in columns}
+            ordered += [score for score in found.values() if score is not None]
+            shown = (show(score, best.get((group, column)), scale, digits) for column, score in found.items())
+            rows.append(Row(variant, LOOKS[variant].label, LOOKS[variant].color, tuple(shown)))
+        groups.append(Group(group, tuple(rows)))
+    return Table(title, tuple(columns.values()), tuple(groups), tuple(notes), scores_csv(ordered))
 
 
-def show(score: Score | None, best: float | None) -> Cell | None:
-    """A score with three decimals."""
+def show(score: Score | None, best: float | None, scale: int, digits: int) -> Cell | None:
+    """A score times `scale`, rounded."""
     if score is None:
         return None
-    stderr = "" if score.stderr is None else f"{score.stderr:.3f}"
-    return Cell(value=f"{score.value:.3f}", stderr=stderr, best=score.value == best)
+    stderr = "" if score.stderr is None else f"{scale * score.stderr:.{digits}f}"
+    return Cell(value=f"{scale * score.value:.{digits}f}", stderr=stderr, best=score.value == best)
 
 
 def samples_text(scores: list[Score], unit: str) -> str:
@@ -128,68 +213,7 @@ def scores_csv(scores: Iterable[Score]) -> str:
     return to_csv(list(Score.model_fields), [list(score.model_dump().values()) for score in scores])
 
 
-@dataclass(frozen=True)
-class Against:
-    """A rival's name and number, and what the difference is worth."""
-
-    rival: str
-    value: str
-    verdict: str
-    difference: str
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """DroPE on a task at a length against the best RoPE variant and the control; None where there is no such rival."""
-
-    task: str
-    length: str
-    ours: str
-    rope: Against | None
-    control: Against | None
-
-
-def comparisons(results: Results) -> tuple[list[Comparison], str]:
-    """Every claim on recall, then on loss, by length; the same as CSV, one line a claim."""
-    found = [*claims(results, "recall"), *claims(results, "loss")]
-    places: dict[tuple[str, int], list[Claim]] = {}
-    for claim in found:
-        places.setdefault((claim.ours.task, claim.ours.context_factor), []).append(claim)
-    return [compared(here) for here in places.values()], claims_csv(found)
-
-
-def compared(here: list[Claim]) -> Comparison:
-    """The claims of one place, rounded for reading; a difference is positive where DroPE is better."""
-    sides: dict[bool, Against] = {}
-    for claim in here:
-        sides[claim.rival.variant == "control"] = Against(
-            rival=LOOKS[claim.rival.variant].label,
-            value=claim.number(claim.rival.value),
-            verdict=claim.verdict,
-            difference=f"{'+' if claim.difference >= 0 else '−'}{claim.difference_text}",
-        )
-    ours = max(here, key=lambda claim: claim.digits)
-    return Comparison(
-        task=ours.ours.task,
-        length=f"{ours.ours.context_factor}x",
-        ours=ours.number(ours.ours.value),
-        rope=sides.get(False),
-        control=sides.get(True),
-    )
-
-
-def claims_csv(found: list[Claim]) -> str:
-    """One line a claim, in full precision."""
-    fields = ["task", "context_factor", "variant", "value", "rival", "rival_value", "difference", "stderr", "verdict"]
-    lines: list[list[object]] = []
-    for claim in found:
-        ours, rival = claim.ours, claim.rival
-        place = [ours.task, ours.context_factor, ours.variant, ours.value]
-        lines.append([*place, rival.variant, rival.value, claim.difference, claim.stderr, claim.verdict])
-    return to_csv(fields, lines)
-
-
-def to_csv(fields: list[str], lines: list[list[object]]) -> str:
+def to_csv(fields: list[str], lines: Sequence[Sequence[object]]) -> str:
     """Lines under a header."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

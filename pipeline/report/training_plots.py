@@ -1,11 +1,11 @@
-"""The plots of the training as SVG text, from the lines that it wrote while it ran."""
+"""The plots of the training, from the lines that it wrote while it ran."""
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 
 from pipeline.report.inputs import Metrics, Positions
-from pipeline.report.plots import label_positions, line, new_figure, render, styled
+from pipeline.report.plots import Drawing, label_positions, line, new_figure, render, styled
 from pipeline.report.variants import LOOKS, Look
 
 _MOST_POINTS = 400
@@ -17,7 +17,7 @@ _GREY = "#777777"
 @styled
 def recalibration_plot(
     metrics: dict[str, Metrics], source_loss: float | None, dropped_after: int | None, name: str
-) -> str | None:
+) -> Drawing | None:
     """Training and validation loss of DroPE against tokens, the control's validation loss, the source's loss at 1x.
 
     `dropped_after`: the last step with RoPE, where the run dropped it on its way.
@@ -44,7 +44,7 @@ def recalibration_plot(
 
 
 @styled
-def lengths_plot(metrics: dict[str, Metrics], quantity: str, dropped_after: int | None, name: str) -> str | None:
+def lengths_plot(metrics: dict[str, Metrics], quantity: str, dropped_after: int | None, name: str) -> Drawing | None:
     """Validation loss or recall ("validation_loss", "recall") against tokens, a line for every length.
 
     None where it was measured at no length beyond that of the training (loss), or at none at all (recall).
@@ -70,7 +70,7 @@ def lengths_plot(metrics: dict[str, Metrics], quantity: str, dropped_after: int 
 
 
 @styled
-def final_position_plot(positions: dict[str, Positions], training_length: int, name: str) -> str | None:
+def final_position_plot(positions: dict[str, Positions], training_length: int, name: str) -> Drawing | None:
     """Loss along the position at the longest validated length, when the training was over."""
     if not positions:
         return None
@@ -87,7 +87,7 @@ def final_position_plot(positions: dict[str, Positions], training_length: int, n
 
 
 @styled
-def optimization_plot(lines: Metrics, gradient_clip: float, name: str) -> str | None:
+def optimization_plot(lines: Metrics, gradient_clip: float, name: str) -> Drawing | None:
     """Gradient norm before clipping (left, logarithmic) and learning rate (right) against tokens."""
     norms, rates = points(lines, "grad_norm"), points(lines, "lr")
     if not norms or not rates:
@@ -168,10 +168,18 @@ def mark_drop(axes: Axes, lines: Metrics, dropped_after: int | None) -> None:
 
 
 def label_tokens(axes: Axes, lines: Metrics) -> None:
-    """Token counts with their unit in the axis' label, so that ticks stay short."""
-    most = max(line.get("tokens", 0) for line in lines)
+    """Token counts with their unit in the axis' label, so that ticks stay short; the steps stand at the top."""
+    last = max(lines, key=lambda line: line.get("tokens", 0))
+    most = last.get("tokens", 0)
     unit, word = next(
         ((u, w) for u, w in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")) if most >= u), (1, "")
     )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / unit:g}")
     axes.set_xlabel(f"training tokens{f' ({word})' if word else ''}")
+    if most:
+        per_step = most / last["step"]
+        steps = axes.secondary_xaxis("top", functions=(lambda x: x / per_step, lambda x: x * per_step))
+        steps.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        steps.xaxis.get_major_locator().set_params(integer=True)
+        steps.tick_params(labelsize=8, colors=_GREY, length=2)
+        steps.set_xlabel("steps", fontsize=8, color=_GREY)

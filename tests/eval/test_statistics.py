@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.statistics import paired_bootstrap
+from eval.statistics import paired_bootstrap, stratified_bootstrap
 
 
 def test_the_error_is_that_of_the_mean_difference() -> None:
@@ -38,3 +38,23 @@ def test_equal_values_differ_by_nothing() -> None:
 def test_what_cannot_be_compared(a: list[float], b: list[float]) -> None:
     with pytest.raises(ValueError, match="equally many, at least two"):
         paired_bootstrap(a, b)
+
+
+def test_parts_weigh_alike_whatever_their_sizes() -> None:
+    """The error of a mean of means: the root of the sum of squared errors, over the number of parts."""
+    draw = np.random.default_rng(2)
+    parts = [
+        (draw.normal(mean, spread, n), np.zeros(n))
+        for mean, spread, n in ((1.0, 0.5, 400), (3.0, 2.0, 50), (0.0, 1.0, 90))
+    ]
+    found = stratified_bootstrap(parts)
+    errors = [a.std(ddof=1) / len(a) ** 0.5 for a, _ in parts]
+    assert found.difference == pytest.approx(np.mean([a.mean() for a, _ in parts])) and found.samples == 540
+    assert found.stderr == pytest.approx(np.linalg.norm(errors) / 3, rel=0.05)
+    assert found.low < found.difference < found.high
+    assert stratified_bootstrap(parts[:1]) == paired_bootstrap(*parts[0])
+
+
+def test_a_part_with_one_sample_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 and 1 values"):
+        stratified_bootstrap([([1.0, 2.0], [0.0, 0.0]), ([1.0], [0.0])])

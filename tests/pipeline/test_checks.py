@@ -28,6 +28,20 @@ def test_missing_recall_words_are_refused_before_the_training(write_recipe: Call
         make_plan(load_recipe(write_recipe(), (f"evaluation.recall={words}",)))
 
 
+def test_published_numbers_are_read_before_the_training(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "published.csv"
+    recipe = load_recipe(write_recipe(), (f"report.published={path}", "report.published_model=Tiny"))
+    with pytest.raises(RecipeError, match=r"published\.csv: cannot read it"):
+        make_plan(recipe)
+    path.write_text(
+        "model,source,variant,task,context_factor,value\ntiny,a paper,drope,loss,1,oops\n", encoding="utf-8"
+    )
+    with pytest.raises(RecipeError, match=r"published\.csv:2: value 'oops' is not a number"):
+        make_plan(recipe)
+    path.write_text(path.read_text(encoding="utf-8").replace("oops", "2.5"), encoding="utf-8")
+    assert make_plan(recipe).steps == 12
+
+
 def test_a_tokenizer_file_that_the_export_cannot_carry_is_refused(
     write_recipe: Callable[..., Path], tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -6,14 +6,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from eval.config import EvaluationConfig
-from eval.results import Curve, Results, Score
+from eval.longbench import METRICS
+from eval.results import Curve, Results, SampleValues, Score
+from eval.units import rows_of
 from pipeline.manifest import Manifest, describe_outputs
 from pipeline.recalibration.measured import Measured, write_validation
 from pipeline.recalibration.metrics import Metrics
 from pipeline.recipe import Recipe, write_recipe
+from pipeline.report.page import write_report
 from pipeline.stages import STAGES
 
 CONTEXT = 64
@@ -37,6 +41,16 @@ LOSS = {
     "control": (2.061, 2.55, 3.37, 4.18),
 }
 ALL = tuple(RECALL)
+NEEDLE_TASKS = ("niah_single_1", "niah_multikey_2", "niah_multivalue", "niah_depth", "lost_in_the_middle")
+DEPTHS = 5
+LIMITS = {"multifieldqa_en": 40, "musique": 30, "gov_report": 20, "lcc": 10}
+PUBLISHED = """model,source,variant,task,context_factor,value
+facts-600K,a paper,drope,recall,4,0.75
+other-1B,a paper,drope,recall,4,0.10
+facts-600k,a paper,yarn,recall,2,0.5
+facts-600k,a blog,rope,loss,1,2.2
+facts-600k,a blog,rope,hotpotqa,4,0.3
+"""
 
 
 @dataclass
@@ -49,6 +63,9 @@ class Run:
     recall: bool = True
     control: bool = False
     harness: bool = False
+    needles: bool = False
+    longbench: bool = False
+    published: str = ""
     curves: bool = True
     validation_lengths: tuple[int, ...] = (1,)
     probe: bool = False
@@ -60,8 +77,11 @@ class Run:
     change: Callable[[list[Score]], list[Score]] = list
 
     def build(self) -> Recipe:
-        recipe = self.recipe()
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.published:
+            (self.folder / "published.csv").write_text(self.published, encoding="utf-8")
+            self.report = self.report | {"published": str(self.folder / "published.csv")}
+        recipe = self.recipe()
         write_recipe(recipe, self.folder / "recipe.yaml")
         needs = {stage.name: stage.needs for stage in STAGES}
         digests: dict[str, str] = {}
@@ -100,6 +120,11 @@ class Run:
             if self.harness
             else [],
         }
+        if self.needles:
+            niah = {"tasks": NEEDLE_TASKS, "samples": 40, "lengths": (2, 4), "depths": DEPTHS}
+            evaluation |= {"niah": niah}
+        if self.longbench:
+            evaluation |= {"longbench": {"factor": 4}}
         return Recipe.model_validate(
             {
                 "name": self.folder.name,
@@ -196,6 +221,12 @@ class Run:
             for place, variant in enumerate(config.variants)
             for metric in (("acc", "acc_norm") if task.name == "arc_easy" else ("acc",))
         ]
+        values = []
+        for family, name, factors in rows_of(config):
+            if family in ("niah", "longbench"):
+                made = [self.sampled(v, family, name, factor) for v in config.variants for factor in factors]
+                scores += [score for score, _ in made]
+                values += [values for _, values in made]
         length = config.lengths[-1] * CONTEXT
         edges = tuple(range(0, length + 1, length // 32))
         curves = [
@@ -215,12 +246,31 @@ class Run:
             tokenizer_digest="ef" * 32,
             config=config,
             scores=tuple(self.change(scores)),
-            values=(),
+            values=tuple(values),
             curves=tuple(curves) if self.curves else (),
             chance={"recall": 0.03125} if self.recall else {},
             environment={"python": "3.11.9", "device": "cpu", "threads": "2"},
             seconds=41.5,
         )
+
+    def sampled(self, variant: str, family: str, task: str, factor: int) -> tuple[Score, SampleValues]:
+        """Drawn with the variant's share of recall; what samples have in common is the same for every variant."""
+        share = RECALL[variant][(1, 2, 4, 8).index(factor)]
+        drawn = np.random.default_rng([len(task), factor])
+        n = 40 if family == "niah" else LIMITS[task]
+        hard = drawn.random(n)
+        depths: tuple[float, ...] = ()
+        if task in ("niah_depth", "lost_in_the_middle"):
+            depths = tuple(index % DEPTHS / (DEPTHS - 1) for index in range(n))
+        elif task == "niah_single_1":
+            depths = tuple(drawn.random(n))
+        found = tuple((hard < share).astype(float)) if family == "niah" else tuple(share * hard)
+        place = {"variant": variant, "task": task, "context_factor": factor}
+        place["metric"] = "string_match" if family == "niah" else METRICS[task]
+        error = float(np.std(found, ddof=1) / n**0.5)
+        length, mean = factor * CONTEXT, float(np.mean(found))
+        score = Score(**place, length=length, value=mean, stderr=error, samples=n, seconds=0.25)
+        return score, SampleValues(**place, values=found, depths=depths)
 
     def score(self, variant: str, task: str, factor: int, metric: str | None = None, place: int = 0) -> Score:
         column = (1, 2, 4, 8).index(factor)
@@ -255,10 +305,24 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path / "runs" / "facts")
 
 
-@pytest.fixture
-def full(run: Run) -> Run:
+def with_everything(run: Run) -> Run:
     """A run with everything that a run can have."""
     run.variants, run.control, run.harness = ALL, True, True
     run.validation_lengths, run.probe, run.skips = (1, 2, 4), True, True
+    run.needles = run.longbench = True
+    run.published = PUBLISHED
     run.report = {"title": "DroPE on facts", "notes": "A small model.\nSecond line."}
+    return run
+
+
+@pytest.fixture
+def full(run: Run) -> Run:
+    return with_everything(run)
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with everything and its report, for tests that only read."""
+    run = with_everything(Run(tmp_path_factory.mktemp("reported") / "runs" / "facts"))
+    write_report(run.build(), run.folder, run.folder / "report")
     return run

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from eval.results import Score
-from pipeline.report.claims import claims, compare, judgement, our_variant, sentence, standard_error, summary
+from pipeline.report.claims import all_claims, claims, compare, judgement, our_variant, sentence, standard_error
+from pipeline.report.claims import summary as summary_of
+
+
+def summary(results) -> list[str]:
+    return summary_of(all_claims(results), results.chance)
 
 
 def score(
@@ -81,10 +86,10 @@ def test_values_of_the_same_samples_are_compared_in_pairs() -> None:
     mine, theirs = hard + draw.normal(0, 0.01, 100), hard + 0.05 + draw.normal(0, 0.01, 100)
     scores = [score("loss", float(values.mean()), 0.1, name) for values, name in ((mine, "drope"), (theirs, "yarn"))]
     assert compare(*scores).verdict == "within the noise"
-    claim = compare(*scores, (mine.tolist(), theirs.tolist()))
+    claim = compare(*scores, [(mine.tolist(), theirs.tolist())])
     assert claim.verdict == "better" and claim.difference == pytest.approx(0.05, abs=0.005)
     assert claim.stderr == pytest.approx(0.0014, rel=0.2) and claim.interval[0] < claim.difference < claim.interval[1]
-    turned = compare(*reversed(scores), (theirs.tolist(), mine.tolist()))
+    turned = compare(*reversed(scores), [(theirs.tolist(), mine.tolist())])
     assert turned.verdict == "worse" and turned.interval == pytest.approx(
         (-claim.interval[1], -claim.interval[0]), abs=2e-4
     )
@@ -93,7 +98,7 @@ def test_values_of_the_same_samples_are_compared_in_pairs() -> None:
 def test_where_all_differ_alike_nothing_is_certain() -> None:
     """Six of six against none of six: no draw differs from another."""
     right, wrong = score("recall", 1.0, 0.0, samples=6), score("recall", 0.0, 0.0, "yarn", 6)
-    claim = compare(right, wrong, ([1.0] * 6, [0.0] * 6))
+    claim = compare(right, wrong, [([1.0] * 6, [0.0] * 6)])
     assert claim.interval is None and claim.stderr == compare(right, wrong).stderr > 0
 
 

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from PIL import Image
 
+from eval.results import Results
+from pipeline.report.drawn import EVALUATION, TRAINING
 from pipeline.report.page import FILES, write_report
 
+ENDS = ("svg", "png")
 _VOID = {"meta", "br", "hr", "img", "link", "input", "base", "embed", "source"}
 
 
@@ -66,14 +70,20 @@ def read(path: Path) -> Page:
     return page
 
 
+@pytest.fixture
+def shown(reported) -> tuple[Path, Page]:
+    """Folder and page of the report of a run with everything."""
+    return reported.folder / "report", read(reported.folder / "report" / "report.html")
+
+
 def report(run) -> tuple[Path, Page]:
     path = write_report(run.build(), run.folder, run.folder / "report")
     assert path == run.folder / "report" / "report.html"
     return path.parent, read(path)
 
 
-def test_the_page_needs_nothing_but_itself(full) -> None:
-    folder, page = report(full)
+def test_the_page_needs_nothing_but_itself(shown) -> None:
+    folder, page = shown
     forbidden = {"script", "link", "img", "iframe", "object", "embed", "base", "image", "form"}
     assert not forbidden & {tag for tag, _ in page.tags}
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
@@ -95,10 +105,10 @@ def test_the_page_needs_nothing_but_itself(full) -> None:
     assert policy == "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def test_plots_are_in_the_page_with_axes_and_units(full) -> None:
-    _, page = report(full)
+def test_plots_are_in_the_page_with_axes_and_units(shown) -> None:
+    _, page = shown
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert len(drawings) == 8
+    assert len(drawings) == len(EVALUATION) + len(TRAINING) == 12
     assert all(a["aria-label"] and a["viewbox"] and "width" not in a and "height" not in a for a in drawings)
     text = page.text("text") + page.text("tspan")
     for words in (
@@ -108,24 +118,26 @@ def test_plots_are_in_the_page_with_axes_and_units(full) -> None:
         *("Loss along the position at 8x", "position in rows of 512 tokens", "YaRN", "DroPE scaled"),
         *("Validation loss by length", "Control 4x", "Validation loss along the position at 4x"),
         *("position in rows of 256 tokens", "Recall probe during training", "repeated tokens recalled (share)"),
+        *("training tokens (thousands)", "steps", "Needles against context length", "needles found (share)"),
+        *("By the position of the fact at 4x", "multikey 2", "depth of the needle (0%: at the start)", "share found"),
         *("Gradient norm and learning rate", "global gradient norm", "Clipped above", "Update skipped"),
     ):
         assert words in text
 
 
 @pytest.mark.parametrize("task", ["recall", "loss"])
-def test_tables_hold_the_results(full, task: str) -> None:
-    folder, page = report(full)
-    results = full.results(full.recipe().evaluation)
+def test_tables_hold_the_results(shown, reported, task: str) -> None:
+    folder, page = shown
+    results = Results.load(reported.folder / "evaluation")
     scores = {(s.variant, s.context_factor): s for s in results.scores if s.task == task}
     heading, *rows = page.tables[f"{task}_by_length"]
     assert heading == ["Variant", "1x|64 tokens", "2x|128 tokens", "4x|256 tokens", "8x|512 tokens"]
     order = ["rope", "pi", "ntk", "yarn", "control", "drope", "drope_scaled"]
-    shown = [row[1:] for row in rows]
-    for variant, row in zip(order, shown, strict=True):
+    cells = [row[1:] for row in rows]
+    for variant, row in zip(order, cells, strict=True):
         expected = [scores[variant, factor] for factor in results.config.lengths]
         assert [cell.lstrip("*") for cell in row] == [f"{s.value:.3f}|± {s.stderr:.3f}" for s in expected]
-    bold = [(order[y], x) for y, row in enumerate(shown) for x, cell in enumerate(row) if cell.startswith("*")]
+    bold = [(order[y], x) for y, row in enumerate(cells) for x, cell in enumerate(row) if cell.startswith("*")]
     assert sorted(bold, key=lambda place: place[1]) == [("control", 0), *(("drope_scaled", x) for x in (1, 2, 3))]
     lines = list(csv.DictReader((folder / f"{task}_by_length.csv").open()))
     assert {(line["variant"], int(line["context_factor"])): float(line["value"]) for line in lines} == {
@@ -133,8 +145,8 @@ def test_tables_hold_the_results(full, task: str) -> None:
     }
 
 
-def test_harness_table_leaves_out_what_changes_nothing_at_1x(full) -> None:
-    _, page = report(full)
+def test_harness_table_leaves_out_what_changes_nothing_at_1x(shown) -> None:
+    _, page = shown
     heading, *rows = page.tables["tasks"]
     assert heading == [
         "Variant",
@@ -147,12 +159,22 @@ def test_harness_table_leaves_out_what_changes_nothing_at_1x(full) -> None:
     assert "At the training length PI, NTK, YaRN, DroPE scaled change nothing." in page.text("p")
 
 
-def test_comparison_verification_lineage_and_numbers(full) -> None:
-    folder, page = report(full)
-    rows = {(row[0], row[1]): row[2:] for row in page.tables["comparison"] if len(row) == 4}
+def test_comparison_verification_lineage_and_numbers(shown, reported) -> None:
+    folder, page = shown
+    rows: dict[tuple[str, str], list[str]] = {}
+    for row in page.tables["comparison"]:
+        if len(row) == 4:
+            rows.setdefault((row[0], row[1]), row[2:])  # recall comes first
+    assert [row[0] for row in page.tables["comparison"] if len(row) == 1] == [
+        "Recall (share of facts)",
+        "Needles (share found, mean of 3 RULER tasks)",
+        "LongBench (percent, mean of 4 tasks)",
+        "Loss (nats per token)",
+    ]
+    assert "compared in pairs by a bootstrap" in " ".join(page.text("p").split())
     assert rows["4x", "0.83"] == ["0.40YaRN|better,+0.43 ± 0.04", "0.08|better,+0.75 ± 0.03"]
     assert rows["1x", "0.95"][0] == "0.97RoPE|within the noise,−0.02 ± 0.02"
-    assert len(list(csv.DictReader((folder / "comparison.csv").open()))) == 16
+    assert len(list(csv.DictReader((folder / "comparison.csv").open()))) == 16 + 4 + 2
     assert [row[1:] for row in page.tables["verification"][1:]] == [
         ["3.1e-06", "1.2e-04", "passed"],
         ["2.4e-06", "1.2e-04", "passed"],
@@ -167,10 +189,11 @@ def test_comparison_verification_lineage_and_numbers(full) -> None:
         *("data", "surgery", "recalibration", "control", "export", "evaluation")
     ]
     versions = dict(page.tables["versions"])
+    assert dict(csv.reader((folder / "versions.csv").open())) == {"name": "value"} | versions
     assert versions["torch"] == "2.13.0"
     assert versions["host"] == "node0 (data, surgery, recalibration, control); node1 (export, evaluation)"
     assert page.text("h1") == "DroPE on facts"
-    assert page.text("pre") == (full.folder / "recipe.yaml").read_text(encoding="utf-8")
+    assert page.text("pre") == (reported.folder / "recipe.yaml").read_text(encoding="utf-8")
 
 
 def test_what_a_recipe_says_stays_text(run) -> None:
@@ -188,38 +211,50 @@ def test_absent_parts_leave_no_trace(run) -> None:
     run.recall = run.curves = False
     folder, page = report(run)
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("comparison.csv", "loss_by_length.csv", "loss_by_length.svg", "optimization.svg", "recalibration.svg"),
-        *("report.html", "validation_by_position.svg"),
+        *("comparison.csv", "cost.csv", "loss_by_length.csv", "loss_by_length.png", "loss_by_length.svg"),
+        *("optimization.png", "optimization.svg", "recalibration.png", "recalibration.svg", "report.html"),
+        *("validation_by_position.png", "validation_by_position.svg", "verification.csv"),
+        "versions.csv",
     ]
-    assert set(page.tables) == {"comparison", "loss_by_length", "verification", "versions"}
+    assert set(page.tables) == {"comparison", "loss_by_length", "verification", "versions", "cost"}
     everything = "".join(text for where, text in page.texts if where not in ("style", "pre"))
-    assert not re.search(r"recall|control|harness|None|nan|undefined", everything, re.IGNORECASE)
+    assert not re.search(
+        r"recall|control|harness|needle|longbench|published|None|nan|undefined", everything, re.IGNORECASE
+    )
 
 
 def test_only_trained_so_far(run) -> None:
     run.stages = ("data", "surgery", "recalibration")
     folder, page = report(run)
-    plots = {"recalibration.svg", "optimization.svg", "validation_by_position.svg"}
-    assert {path.name for path in folder.iterdir()} == plots | {"report.html"}
+    plots = {f"{name}.{end}" for name in ("recalibration", "optimization", "validation_by_position") for end in ENDS}
+    assert {path.name for path in folder.iterdir()} == plots | {"verification.csv", "versions.csv", "report.html"}
     assert "Not complete and therefore left out: export, evaluation." in page.text("p")
     assert set(page.tables) == {"verification", "versions"}
 
 
 def test_files_of_an_earlier_report_are_removed(run) -> None:
-    folder, _ = report(run)
+    recipe, folder = run.build(), run.folder / "report"
+    folder.mkdir()
     (folder / "tasks.csv").write_text("old", encoding="utf-8")
-    write_report(run.recipe(), run.folder, folder)
+    write_report(recipe, run.folder, folder)
     assert not (folder / "tasks.csv").exists() and (folder / "recall_by_length.svg").is_file()
 
 
-def test_equal_inputs_give_equal_bytes(full, tmp_path: Path) -> None:
-    recipe = full.build()
-    write_report(recipe, full.folder, tmp_path / "first")
+def test_every_plot_lies_beside_the_page_as_an_image_too(shown) -> None:
+    folder, _ = shown
+    for name in (*EVALUATION, *TRAINING):
+        width, height = Image.open(folder / f"{name}.png").size
+        box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', (folder / f"{name}.svg").read_text(encoding="utf-8"))
+        assert width / height == pytest.approx(float(box[1]) / float(box[2]), rel=0.01)
+
+
+def test_equal_inputs_give_equal_bytes(reported, tmp_path: Path) -> None:
+    before = reported.folder / "report"
     with matplotlib.rc_context({"lines.linewidth": 9.0, "font.size": 20.0, "svg.fonttype": "path"}):
-        write_report(recipe, full.folder, tmp_path / "second")
-    names = sorted(path.name for path in (tmp_path / "first").iterdir())
+        write_report(reported.recipe(), reported.folder, tmp_path / "second")
+    names = sorted(path.name for path in before.iterdir())
     assert names == sorted((*FILES, "report.html")) == sorted(path.name for path in (tmp_path / "second").iterdir())
     for name in names:
-        first = (tmp_path / "first" / name).read_bytes()
+        first = (before / name).read_bytes()
         assert first == (tmp_path / "second" / name).read_bytes()
-        assert b"<dc:date>" not in first and str(tmp_path / "first").encode() not in first
+        assert b"<dc:date>" not in first and b"Software" not in first and str(before).encode() not in first

@@ -46,7 +46,7 @@ def test_lengths_are_found_by_their_names() -> None:
 
 def test_every_length_of_both_trainings_is_drawn(full) -> None:
     data = read_run(full.build(), full.folder)
-    loss, recall = (plots.lengths_plot(data.metrics, name, 30, name) for name in ("validation_loss", "recall"))
+    loss, recall = (plots.lengths_plot(data.metrics, name, 30, name).svg for name in ("validation_loss", "recall"))
     for svg in (loss, recall):
         shown = texts(svg)
         assert {f"{name} {factor}x" for name in ("DroPE", "Control") for factor in (1, 2, 4)} <= set(shown)
@@ -59,16 +59,27 @@ def test_skipped_updates_are_marked_and_do_not_stretch_the_plot(full) -> None:
     data = read_run(full.build(), full.folder)
     lines = data.metrics["recalibration"]
     assert [line["loss"] for line in lines[20:22]] == [None, 95.0]
-    for svg in (plots.recalibration_plot(data.metrics, 2.0, None, "r"), plots.optimization_plot(lines, 1.0, "o")):
-        shown = texts(svg)
+    for drawn in (plots.recalibration_plot(data.metrics, 2.0, None, "r"), plots.optimization_plot(lines, 1.0, "o")):
+        shown = texts(drawn.svg)
         assert "Update skipped" in shown
         numbers = [float(text) for text in shown if re.fullmatch(r"[\d.]+", text)]
-        assert 1 < max(numbers) < 40  # thousands of tokens go to 30; the loss that was skipped is 95
+        assert 1 < max(numbers) < 80  # thousands of tokens go to 30, steps to 60; the loss that was skipped is 95
+
+
+def test_steps_stand_above_the_tokens(full) -> None:
+    """60 steps of 512 tokens: 20 steps stand where 10.24 thousand tokens would."""
+    data = read_run(full.build(), full.folder)
+    svg = plots.recalibration_plot(data.metrics, 2.0, None, "r").svg
+    assert {"steps", "training tokens (thousands)", "RoPE source at 1x", "Control, validation"} <= set(texts(svg))
+    found = re.findall(r'<text style="font-size: (\d+)px[^"]*" x="([\d.]+)"[^>]*>([^<]+)</text>', svg)
+    place = {(size, text): float(x) for size, x, text in found if text in ("0", "10", "20")}
+    tokens, steps = (place["10", "10"] - place["10", "0"], place["8", "20"] - place["8", "0"])
+    assert steps / tokens == pytest.approx(10.24 / 10, rel=1e-3)
 
 
 def test_gaps_along_the_position_stay_gaps() -> None:
     positions = {"recalibration": Positions(64, (3.0, 2.0, None, 1.0)), "control": Positions(32, (9.0, 9.0, 9.0, 9.0))}
-    svg = plots.final_position_plot(positions, 32, "p")
+    svg = plots.final_position_plot(positions, 32, "p").svg
     path = re.search(rf'<path d="([^"]*)"[^>]*stroke: {LOOKS["drope"].color}', svg.replace("\n", " "))
     assert path is not None and (path.group(1).count("M"), path.group(1).count("L")) == (2, 1)
     assert "Control" not in texts(svg)  # its rows are of another length

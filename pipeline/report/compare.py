@@ -1,0 +1,127 @@
+"""Several runs on one page: the DroPE of each side by side, and its difference to the first run's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from model_surgery.files import atomic_path
+from pipeline.errors import RecipeError
+from pipeline.report.claims import Claim, compare
+from pipeline.report.measures import LONGBENCH, NEEDLES, Measure
+from pipeline.report.runs import Run, read_runs
+from pipeline.report.samples import same_samples
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run's score; the difference to the first run's in words, and how it was found: empty for the first run."""
+
+    value: str
+    stderr: str
+    verdict: str
+    difference: str
+    how: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A measure at a length; a cell is None where the run has no such score."""
+
+    length: str
+    cells: tuple[Cell | None, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """All lengths of one measure."""
+
+    heading: str
+    lines: tuple[Line, ...]
+
+
+def write_comparison(folders: Sequence[Path], out: Path) -> Path:
+    """Writes the page and returns its path; all of it is in this one file.
+
+    Raises: RecipeError or EvaluationError for runs that cannot be compared, before anything is written.
+    """
+    from pipeline.report.compare_page import render_comparison
+
+    page = render_comparison(read_runs(folders))
+    if out.is_dir():
+        raise RecipeError(f"--out {out}: is a folder; name the page, such as {out / 'compare.html'}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as temporary:
+        temporary.write_bytes(page.encode())
+    return out
+
+
+_HEADINGS = {
+    "recall": "Recall (share of facts)",
+    "loss": "Loss (nats per token)",
+    NEEDLES: "Needles (share found, mean of RULER's tasks)",
+    LONGBENCH: "LongBench (percent, mean of the tasks)",
+}
+
+
+def sections(runs: Sequence[Run]) -> list[Section]:
+    """Everything that was scored in any run, by measure and length."""
+    found = []
+    for name, metric in names_of(runs):
+        measures = [run.measure(name, metric) for run in runs]
+        factors = sorted(
+            {score.context_factor for run, m in zip(runs, measures, strict=True) for score in m.of(run.variant)}
+        )
+        if factors:
+            heading = _HEADINGS.get(name) or (f"{name} ({metric})" if metric else name)
+            lines = (Line(f"{factor}x", cells_of(runs, measures, factor)) for factor in factors)
+            found.append(Section(heading, tuple(lines)))
+    return found
+
+
+def names_of(runs: Sequence[Run]) -> list[tuple[str, str | None]]:
+    """Measures in the order of the page: recall, needles, LongBench, each with its tasks; loss; all others."""
+    every = dict.fromkeys((score.task, score.metric) for run in runs for score in run.results.scores)
+    needles = [place for place in every if place[1] == "string_match"]
+    longbench = [place for place in every if any(place[0] in run.measure(LONGBENCH).tasks for run in runs)]
+    first = [("recall", None), (NEEDLES, None), *needles, (LONGBENCH, None), *longbench, ("loss", None)]
+    known = {name for name, _ in first}
+    return [*first, *(place for place in every if place[0] not in known)]
+
+
+def cells_of(runs: Sequence[Run], measures: Sequence[Measure], factor: int) -> tuple[Cell | None, ...]:
+    """The runs' scores at one length, each but the first with its difference to the first."""
+    return tuple(
+        cell(runs[0], run, measures[0], mine, factor) if place else alone(run, mine, factor)
+        for place, (run, mine) in enumerate(zip(runs, measures, strict=True))
+    )
+
+
+def alone(run: Run, mine: Measure, factor: int, why: str = "") -> Cell | None:
+    """A score without a difference, or with what forbids one."""
+    score = mine.scores.get((run.variant, factor))
+    if score is None:
+        return None
+    shown = Claim(score, score, 0.0, score.stderr)
+    return Cell(shown.number(score.value), "" if score.stderr is None else shown.number(score.stderr), why, "", "")
+
+
+def cell(first: Run, run: Run, theirs: Measure, mine: Measure, factor: int) -> Cell | None:
+    """A score with its difference to the first run's, in pairs where both were scored on the same samples."""
+    ours, rival = mine.scores.get((run.variant, factor)), theirs.scores.get((first.variant, factor))
+    if ours is None or rival is None:
+        return alone(run, mine, factor)
+    if mine.tasks != theirs.tasks:
+        return alone(run, mine, factor, "of other tasks")
+    if mine.name == "loss" and run.results.tokenizer_digest != first.results.tokenizer_digest:
+        return alone(run, mine, factor, "of other tokens")
+    parts = (mine.parts[run.variant, factor], theirs.parts[first.variant, factor])
+    paired = all(parts) and all(same_samples(run, first, task) for task in mine.tasks)
+    paired = paired and [*map(len, parts[0])] == [*map(len, parts[1])]
+    claim = compare(ours, rival, list(zip(*parts, strict=True)) if paired else ())
+    return Cell(
+        value=claim.number(ours.value),
+        stderr="" if ours.stderr is None else claim.number(ours.stderr),
+        verdict=claim.verdict,
+        difference=f"{'+' if claim.difference >= 0 else '−'}{claim.difference_text}",
+        how="" if paired else "unpaired",
+    )
