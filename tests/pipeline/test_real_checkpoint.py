@@ -19,6 +19,9 @@ SHORT = (
     "evaluation.lengths=[1, 2]",
     "evaluation.batch_tokens=2048",
     "evaluation.harness.0.limit=20",
+    "evaluation.harness.1.limit=20",
+    "evaluation.recall.samples=20",
+    "evaluation.longrope2={population: 4, generations: 1}",
 )
 
 
