@@ -49,6 +49,11 @@ def test_wrong_type(refused: Callable[..., str]) -> None:
     assert "recalibration.batch = 'many'" in refused("recalibration.batch=many")
 
 
+def test_variant_that_does_not_exist(refused: Callable[..., str]) -> None:
+    line = refused("evaluation.variants=[rope, yarm]")
+    assert "evaluation.variants.1 = 'yarm'" in line and line.endswith("or 'control'; did you mean yarn?")
+
+
 def test_missing_recipe(drope: Any, tmp_path: Path) -> None:
     result = drope("run", tmp_path / "none.yaml")
     assert result.returncode == 2 and "No such file" in result.stderr
