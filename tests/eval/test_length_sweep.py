@@ -54,7 +54,10 @@ def test_a_loss_that_is_no_number_is_refused(source: Path) -> None:
     model = load_variant("rope", source, 1, context=C)
     with torch.no_grad():
         model.model.embed_tokens.weight[7] = torch.nan  # tied: of every logit of that token, and so of every loss
-    with pytest.raises(EvaluationError, match=r"656k: the loss of 200 tokens at length 100 is no number, first that of token 0 of row 0"):
+    with pytest.raises(
+        EvaluationError,
+        match=r"656k: the loss of 200 tokens at length 100 is no number, first that of token 0 of row 0",
+    ):
         loss_at_length(model, np.arange(20, 221), 100, 2, 128)
 
 
