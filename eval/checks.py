@@ -16,7 +16,6 @@ from eval.harness import read_items
 from eval.length_sweep import rows_at
 from eval.longbench import load_items
 from eval.longrope2 import read_factors
-from eval.memory import Sizes, device_bytes, evaluation_memory, require_memory
 from eval.models import (
     Models,
     head_dim_of,
@@ -97,8 +96,6 @@ def prepare(config: EvaluationConfig, models: Models) -> Prepared:
         load_words(config.recall)
     folders, configs = _read_models(config, models)
     context = configs["source"].max_position_embeddings
-    needed = evaluation_memory(Sizes.of(configs["source"]), config, context)
-    require_memory(models.source, needed, config, device_bytes(device))
     tokenizer = load_tokenizer(models.tokenizer)
     for role, found in configs.items():
         if len(tokenizer) > found.vocab_size:

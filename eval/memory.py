@@ -96,25 +96,24 @@ def evaluation_memory(sizes: Sizes, config: EvaluationConfig, context: int) -> E
 
 
 def _of_rows(sizes: Sizes, config: EvaluationConfig, factor: int, length: int) -> EvaluationMemory:
-    """Rows of `length` tokens, as many as batch_tokens allow and one at least; no keys and values are kept."""
-    value = _VALUE[config.dtype]
-    tokens = max(length, config.batch_tokens // length * length)
+    """Rows of `length` tokens, as many as there are and batch_tokens allow; no keys and values are kept."""
+    value, rows = _VALUE[config.dtype], config.recall.samples if config.recall else 1
+    tokens = max(length, min(config.batch_tokens, max(config.loss.tokens, rows * length)) // length * length)
     return EvaluationMemory(factor, length, sizes.parameters * value, 0, activation_bytes(sizes, tokens, value))
 
 
 def _of_generation(sizes: Sizes, config: EvaluationConfig, factor: int, length: int) -> EvaluationMemory:
-    """One prompt of `length` tokens, which is what is left to where a batch of them would not fit.
+    """One prompt of `length` tokens: more of them, and the beginnings that they share, only where there is room.
 
-    Variants that may read prompts in pieces keep the beginning that prompts share beside the row's own keys and values:
-    for a single row that is all of them. Under the mask that a later piece takes, grouped keys and values of a layer
-    are repeated for their queries.
+    A prompt is read in pieces of batch_tokens but for variants that must read it whole. Under the mask that a later
+    piece takes, grouped keys and values of a layer are repeated for their queries.
     """
     value, pieces = _VALUE[config.dtype], [name for name in config.variants if name not in LENGTH_DEPENDENT]
     read = length if len(pieces) < len(config.variants) else min(length, config.batch_tokens)
     activations = activation_bytes(sizes, read, value)
     if pieces and sizes.heads > sizes.kv_heads:
         activations += 2 * length * sizes.heads * sizes.head_dim * value
-    cache = (2 if pieces else 1) * kv_cache_bytes(sizes, length, value)
+    cache = kv_cache_bytes(sizes, length, value)
     return EvaluationMemory(factor, length, sizes.parameters * value, cache, activations)
 
 

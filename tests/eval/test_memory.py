@@ -1,10 +1,10 @@
 """The evaluation's memory: by hand, and against the memory of real forward passes and answers."""
 
-import dataclasses
 import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from eval.config import EvaluationConfig
+from eval.config import EvaluationConfig, LossConfig
 from eval.errors import EvaluationError
 from eval.memory import Sizes, activation_bytes, device_bytes, evaluation_memory, kv_cache_bytes, require_memory
 from eval.models import Models
-from eval.run import check, run
+from eval.run import check, run, run_task
 from tests.eval.memory_worker import BATCH_TOKENS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -33,9 +33,9 @@ def test_llama_at_16_times_its_context_by_hand() -> None:
     assert rows.activations == 65536 * (4 * 4096 + 3 * 11008) * 2
     assert kv_cache_bytes(LLAMA, 65536, 2) == 2 * 32 * 32 * 128 * 65536 * 2 == 34_359_738_368
     asked = evaluation_memory(LLAMA, CONFIG.model_copy(update={"niah": EvaluationConfig(niah=NIAH).niah}), 4096)
-    assert asked.kv_cache == 2 * 34_359_738_368  # the row's, and the beginning that prompts share
+    assert asked.kv_cache == 34_359_738_368
     assert asked.activations == 16384 * (4 * 4096 + 3 * 11008) * 2  # in pieces of batch_tokens
-    assert str(asked) == "78.1 GiB at 16x (65,536 tokens): weights 12.6, KV cache 64.0, activations 1.5"
+    assert str(asked) == "46.1 GiB at 16x (65,536 tokens): weights 12.6, KV cache 32.0, activations 1.5"
 
 
 def test_what_the_settings_change() -> None:
@@ -45,10 +45,8 @@ def test_what_the_settings_change() -> None:
 
     assert of(dtype="float32").total == 2 * of().total
     assert of(lengths=(1,), batch_tokens=10_000).activations == 2 * of(lengths=(1,), batch_tokens=5000).activations
-    # What must read a prompt whole, as dynamic NTK, shares no beginnings.
-    alone = of(niah=NIAH, variants=("dynamic_ntk",))
-    assert alone.kv_cache == 34_359_738_368 and alone.activations == of().activations
-    assert of(niah=NIAH | {"lengths": (1, 32)}).kv_cache == 4 * 34_359_738_368
+    assert of(niah=NIAH, variants=("dynamic_ntk",)).activations == of().activations  # must read a prompt whole
+    assert of(niah=NIAH | {"lengths": (1, 32)}).kv_cache == 2 * 34_359_738_368
     assert of(longbench={"factor": 8}, lengths=(1,)).factor == 8
 
 
@@ -92,24 +90,23 @@ def test_estimates_are_near_what_a_process_holds(tmp_path: Path) -> None:
     for name, (sizes, dtype) in MEASURED.items():
         shape, value = Sizes.of(LlamaConfig(**sizes)), getattr(torch, dtype).itemsize
         wanted = activation_bytes(shape, BATCH_TOKENS if name == "answer" else LENGTH, value)
-        wanted += 2 * kv_cache_bytes(shape, LENGTH, value) if name == "answer" else 0
+        wanted += kv_cache_bytes(shape, LENGTH, value) if name == "answer" else 0
         print(f"{name}: estimated {wanted / 1e6:.0f} MB, measured {found[name] / 1e6:.0f} MB")
-        assert wanted == pytest.approx(found[name], rel=0.15), name
+        assert wanted == pytest.approx(found[name], rel=0.2), name
 
 
 def test_what_the_machine_cannot_hold_is_refused_before_any_work(models: Models, tmp_path: Path) -> None:
-    """2^24 times a context of 512: more than any machine has, and far more than there is text."""
-    config = EvaluationConfig(variants=("rope",), lengths=(1, 2**24), loss={"tokens": 1000})
-    nowhere = dataclasses.replace(models, validation=(tmp_path / "nowhere",))
-    said = (
-        r"656k: evaluating takes an estimated .* GiB at 16777216x \(8,589,934,592 tokens\): weights 0.0, KV cache 0.0, "
-    )
-    with pytest.raises(EvaluationError, match=said) as caught:
-        check(config, nowhere)
-    assert str(caught.value).endswith(" GiB; take smaller lengths or dtype bfloat16")
-    with pytest.raises(EvaluationError, match=said):
-        run(config, models=nowhere, out_dir=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    """2^24 times a context of 512 is more than any machine has."""
+    needles = {"tasks": ("niah_single_1",), "samples": 1, "lengths": (1, 2**24)}
+    config = EvaluationConfig(variants=("rope",), lengths=(1,), loss={"tokens": 512}, niah=needles)
+    said = r"656k: evaluating takes an estimated .* GiB at 16777216x \(8,589,934,592 tokens\): weights 0.0, KV cache .*"
+    out_dir = tmp_path / "out"
+    for start in (run, partial(run_task, task=0, of=1)):
+        with pytest.raises(EvaluationError, match=said) as caught:
+            start(config, models=models, out_dir=out_dir)
+        assert str(caught.value).endswith(" GiB; take smaller niah.lengths or longbench.factor or dtype bfloat16")
+        assert not out_dir.exists()
+    check(config, models)  # of a machine that only plans, or puts together what others have scored
 
 
 def test_the_way_out_is_one_that_helps() -> None:
@@ -121,9 +118,9 @@ def test_the_way_out_is_one_that_helps() -> None:
         return str(caught.value).rpartition("; take ")[2]
 
     assert said(CONFIG) == "smaller lengths"
-    assert said(CONFIG.model_copy(update={"batch_tokens": 2**18, "dtype": "float32"})) == (
-        "smaller lengths or a smaller batch_tokens or dtype bfloat16"
-    )
+    assert said(
+        CONFIG.model_copy(update={"batch_tokens": 2**18, "dtype": "float32", "loss": LossConfig(tokens=2**20)})
+    ) == ("smaller lengths or a smaller batch_tokens or dtype bfloat16")
     assert said(EvaluationConfig(niah=NIAH, dtype="bfloat16")) == "smaller niah.lengths or longbench.factor"
 
 
