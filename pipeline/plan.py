@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.shards import TOKEN_TYPES, token_type
-from eval.memory import EvaluationMemory, Sizes, device_bytes, evaluation_memory, ways_out
 from model_surgery.qk_norm import with_qk_norm
 from model_surgery.shape import ModelShape
 from pipeline.checks import check_recipe, check_shapes
+from pipeline.evaluation_plan import ASSUMED_MEMORY, EvaluationPlan, plan_evaluation
 from pipeline.manifest import Manifest
 from pipeline.memory import GIB, TrainingMemory
 from pipeline.model_source import plan_shape
@@ -24,8 +24,6 @@ ASSUMED_PEAK_FLOPS = 989e12
 """Dense bf16 peak of one H100 or H200 (NVIDIA's datasheet)."""
 ASSUMED_MFU = 0.4
 """Share of the peak that the estimate of GPU-hours takes for granted."""
-ASSUMED_MEMORY = 80_000_000_000
-"""Bytes of a GPU for which micro_batch = auto is planned on a machine without one."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,7 @@ class Plan:
     """Times that training reads the data; None where the data are all that the sources hold."""
     trainings: int
     memory: TrainingMemory
-    evaluation: EvaluationMemory
-    evaluation_device: tuple[str, int]
-    """What the evaluation is planned for, and the bytes that it has."""
-    evaluation_ways_out: str
-    """What would make it take less."""
+    evaluation: EvaluationPlan
     gpu_hours: float
     disk: dict[str, int]
     unchecked: list[str]
@@ -62,10 +56,6 @@ class Plan:
     @property
     def gpus(self) -> int:
         return self.tensor_parallel * self.training.data_parallel
-
-    @property
-    def evaluation_fits(self) -> bool:
-        return self.evaluation.total <= self.evaluation_device[1]
 
     def as_dict(self) -> dict[str, Any]:
         """For programs: bytes are bytes, tokens are tokens."""
@@ -81,12 +71,7 @@ class Plan:
             "shape": self.shape.model_dump(),
             "parameters": self.shape.parameters,
             "memory_per_gpu": memory,
-            "evaluation_memory": {
-                **asdict(self.evaluation),
-                "total": self.evaluation.total,
-                "available": self.evaluation_device[1],
-                "fits": self.evaluation_fits,
-            },
+            "evaluation_memory": self.evaluation.as_dict(),
             "assumptions": assumptions,
             "disk": self.disk,
             "unchecked": self.unchecked,
@@ -100,8 +85,6 @@ class Plan:
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in asdict(self.memory).items())
         disk = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.disk.items())
         trainings = " (recalibration and control)" if self.trainings == 2 else ""
-        device, _ = self.evaluation_device
-        fits = "fits into" if self.evaluation_fits else "more than"
         epochs = "" if self.epochs is None else f", {self.epochs:.2f} epochs of the data"
         lines = [
             f"run           {self.name}",
@@ -115,16 +98,13 @@ class Plan:
             f"micro batch   {training.micro_batch} of {rows} rows per step and rank"
             + (f" (auto, {self.chosen_for})" if self.chosen_for else ""),
             f"memory/GPU    {self.memory.total / GIB:.1f} GiB estimated (GiB: {parts}), {recomputed}",
-            f"evaluation    {self.evaluation} (GiB, estimated); {fits} {device}",
+            f"evaluation    {self.evaluation.as_text()}",
             f"GPU-hours     {self.gpu_hours:,.1f} estimated at {ASSUMED_MFU:.0%} of {ASSUMED_PEAK_FLOPS / 1e12:.0f} "
             "TFLOP/s per GPU",
             f"disk          {sum(self.disk.values()) / GIB:.1f} GiB (GiB: {disk})",
         ]
-        if not self.evaluation_fits:
-            lines.append(
-                f"warning       the evaluation would be refused, as it takes more than {device}: run it on a larger "
-                f"machine, or take {self.evaluation_ways_out}"
-            )
+        if self.evaluation.warning:
+            lines.append(f"warning       {self.evaluation.warning}")
         return "\n".join(lines + [f"not checked   {what}" for what in self.unchecked])
 
 
@@ -146,8 +126,6 @@ def make_plan(recipe: Recipe) -> Plan:
     tokens = steps * training.batch * length
     trainings = 2 if training.control else 1
     flops = trainings * training_flops(shape, tokens=tokens, length=length)
-    sizes = Sizes(**shape.model_dump(include=set(Sizes.__annotations__)))
-    evaluation = evaluation_memory(sizes, recipe.evaluation, shape.context)
     return Plan(
         name=recipe.name,
         stages=stage_states(recipe),
@@ -163,9 +141,7 @@ def make_plan(recipe: Recipe) -> Plan:
         epochs=tokens / recipe.data.tokens if recipe.data.tokens else None,
         trainings=trainings,
         memory=estimate(training, shape, tensor_parallel, length),
-        evaluation=evaluation,
-        evaluation_device=evaluation_device(recipe),
-        evaluation_ways_out=ways_out(evaluation, recipe.evaluation),
+        evaluation=plan_evaluation(recipe, shape),
         gpu_hours=flops / (ASSUMED_PEAK_FLOPS * ASSUMED_MFU) / 3600,
         disk=disk_bytes(recipe, shape, tokens),
         unchecked=[] if here else [f"{recipe.model.path} is not on this machine: its tensors, tokenizer and documents"],
@@ -195,19 +171,6 @@ def resolved(recipe: Recipe, shape: ModelShape) -> tuple[RecalibrationConfig, st
     size = f"{memory_bytes / 1e9:.0f} GB"
     machine = f"for {here} GPUs of {size} here" if here else f"for GPUs of {size}, assumed since none is here"
     return training, machine
-
-
-def evaluation_device(recipe: Recipe) -> tuple[str, int]:
-    """Where the evaluation runs, in words, and the bytes there; as for training a GPU is assumed where none is here."""
-    import torch
-
-    if recipe.evaluation.device == "cpu":
-        size = device_bytes(torch.device("cpu"))
-        return f"this machine's {size / 1e9:.0f} GB", size
-    if torch.cuda.device_count():
-        size = device_bytes(torch.device("cuda"))
-        return f"the GPU of {size / 1e9:.0f} GB here", size
-    return f"a GPU of {ASSUMED_MEMORY / 1e9:.0f} GB, assumed since none is here", ASSUMED_MEMORY
 
 
 def stage_states(recipe: Recipe) -> dict[str, str]:

@@ -68,8 +68,11 @@ def test_the_evaluations_memory_by_hand() -> None:
     """Llama 2 7B at 16 times its context in bf16: rows take 64k tokens' activations, answers their keys and values."""
     longer = ("evaluation.lengths=[1, 16]",)
     plan = make_plan(load_recipe(RECIPES / "llama2-7b.yaml", longer))
-    assert (plan.evaluation.kv_cache, plan.evaluation.activations) == (0, 65536 * (4 * 4096 + 3 * 11008) * 2)
-    assert plan.evaluation.weights == pytest.approx(2 * plan.shape.parameters, rel=1e-3)
+    assert (plan.evaluation.memory.kv_cache, plan.evaluation.memory.activations) == (
+        0,
+        65536 * (4 * 4096 + 3 * 11008) * 2,
+    )
+    assert plan.evaluation.memory.weights == pytest.approx(2 * plan.shape.parameters, rel=1e-3)
     assert (
         "evaluation    18.6 GiB at 16x (65,536 tokens): weights 12.6, KV cache 0.0, activations 6.0 (GiB, estimated); "
         "fits into a GPU of 80 GB, assumed since none is here"
@@ -81,7 +84,7 @@ def test_an_evaluation_that_does_not_fit_is_a_warning() -> None:
     """It may run on another machine than the training; at its own start it refuses."""
     wanted = ("evaluation.niah={tasks: [niah_single_1], lengths: [1, 32]}", "evaluation.dtype=float32")
     plan = make_plan(load_recipe(RECIPES / "llama2-7b.yaml", wanted))
-    assert plan.evaluation.kv_cache % (2 * 32 * 32 * 128 * 131072 * 4) == 0
+    assert plan.evaluation.memory.kv_cache % (2 * 32 * 32 * 128 * 131072 * 4) == 0
     memory = plan.as_dict()["evaluation_memory"]
     assert (memory["fits"], memory["available"], memory["tokens"]) == (False, 80_000_000_000, 131072)
     assert memory["total"] == memory["weights"] + memory["kv_cache"] + memory["activations"]
