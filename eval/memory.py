@@ -8,6 +8,7 @@ the items tell.
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from eval.config import LENGTH_DEPENDENT, EvaluationConfig
 from eval.errors import EvaluationError
 from eval.forward import LOGIT_ELEMENTS
 from eval.models import head_dim_of
+from eval.units import Family, rows_of
 
 if TYPE_CHECKING:
     import torch
@@ -83,15 +85,19 @@ class EvaluationMemory:
         return f"{self.total / GIB:.1f} GiB at {self.factor}x ({self.tokens:,} tokens): {shown}"
 
 
-def evaluation_memory(sizes: Sizes, config: EvaluationConfig, context: int) -> EvaluationMemory:
-    """The larger of what loss and recall take, which read whole rows, and what the longest generated answers take.
+def evaluation_memory(
+    sizes: Sizes, config: EvaluationConfig, context: int, cells: Iterable[tuple[Family, int]] | None = None
+) -> EvaluationMemory:
+    """The largest of what the cells take, each a family of tasks at a context factor; None: all of `config`.
 
-    context: training length C in tokens.
+    context: training length C in tokens. Loss, recall and lm-eval's tasks read whole rows, the others generate answers.
     """
-    factor = config.lengths[-1]
-    found = [_of_rows(sizes, config, factor, factor * context)]
-    generated = [*config.niah_lengths[-1:], *([config.longbench_factor] if config.longbench else [])]
-    found += [_of_generation(sizes, config, factor, factor * context) for factor in generated]
+    if cells is None:
+        cells = [(family, factors[-1]) for family, _, factors in rows_of(config)]
+    found = [
+        (_of_generation if family in ("niah", "longbench") else _of_rows)(sizes, config, factor, factor * context)
+        for family, factor in cells
+    ]
     return max(found, key=lambda memory: memory.total)
 
 

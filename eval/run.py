@@ -88,9 +88,10 @@ def share_of(units: list[Unit], task: int, of: int) -> list[Unit]:
 def _require_memory(
     units: list[Unit], config: EvaluationConfig, models: Models, prepared: Prepared, out_dir: Path
 ) -> None:
-    """Raises: EvaluationError if units are left to score, which this machine cannot hold; merging needs no memory."""
-    if any(_kept(unit, config, prepared, out_dir) is None for unit in units):
-        needed = evaluation_memory(Sizes.of(read_config(models.source)), config, prepared.context)
+    """Raises: EvaluationError if a unit is left to score that this machine cannot hold; merging needs no memory."""
+    left = {(unit.family, unit.factor) for unit in units if _kept(unit, config, prepared, out_dir) is None}
+    if left:
+        needed = evaluation_memory(Sizes.of(read_config(models.source)), config, prepared.context, left)
         require_memory(models.source, needed, config, device_bytes(prepared.device))
 
 

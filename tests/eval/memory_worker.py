@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import eval.generation
 from eval.forward import token_losses
 from eval.generation import generate
-from tests.pipeline.memory_worker import resident
+from tests.process_memory import begin_peak_anew, resident
 
 BATCH_TOKENS = 512
 """Of a piece of a prompt."""
@@ -37,7 +37,7 @@ def measure(case: dict) -> int:
     read(model, rows[:, :65], case["generated"])
     gc.collect()
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    begin_peak_anew()
     read(model, rows, case["generated"])
     return resident("VmHWM") - before
 

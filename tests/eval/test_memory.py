@@ -17,6 +17,7 @@ from eval.errors import EvaluationError
 from eval.memory import Sizes, activation_bytes, device_bytes, evaluation_memory, kv_cache_bytes, require_memory
 from eval.models import Models
 from eval.run import check, run, run_task
+from eval.units import plan_units
 from tests.eval.memory_worker import BATCH_TOKENS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -101,12 +102,16 @@ def test_what_the_machine_cannot_hold_is_refused_before_any_work(models: Models,
     config = EvaluationConfig(variants=("rope",), lengths=(1,), loss={"tokens": 512}, niah=needles)
     said = r"656k: evaluating takes an estimated .* GiB at 16777216x \(8,589,934,592 tokens\): weights 0.0, KV cache .*"
     out_dir = tmp_path / "out"
-    for start in (run, partial(run_task, task=0, of=1)):
+    units = [unit.name for unit in plan_units(config)]
+    assert units == ["loss-rope-1x", "niah_single_1-rope-1x", "niah_single_1-rope-16777216x"]
+    for start in (run, partial(run_task, task=2, of=3)):
         with pytest.raises(EvaluationError, match=said) as caught:
             start(config, models=models, out_dir=out_dir)
         assert str(caught.value).endswith(" GiB; take smaller niah.lengths or longbench.factor or dtype bfloat16")
         assert not out_dir.exists()
     check(config, models)  # of a machine that only plans, or puts together what others have scored
+    run_task(config, models=models, out_dir=out_dir, task=0, of=3)  # this one's share fits
+    assert [path.name for path in (out_dir / "units").iterdir()] == ["loss-rope-1x.json"]
 
 
 def test_the_way_out_is_one_that_helps() -> None:
