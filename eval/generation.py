@@ -47,7 +47,9 @@ def generate(
     piece = batch_tokens if reuse else None
     with torch.inference_mode(), attending_in_pieces(model):
         for batch in batches(prompts, rows):
-            cache, states = _read_batch(model, [prompts[index] for index in batch], trunk, new_tokens, batch_tokens, piece)
+            cache, states = _read_batch(
+                model, [prompts[index] for index in batch], trunk, new_tokens, batch_tokens, piece
+            )
             yield _decode(model, cache, states, batch, new_tokens, stop)
 
 
@@ -129,7 +131,8 @@ def _read_batch(
         part = prompts[first : first + step]
         rows = cache.rows(slice(first, first + len(part)))
         if trunk is None:
-            forget_lengths(model)
+            if piece is None:
+                forget_lengths(model)
             states.append(_read(model, rows, part, piece or length * len(part)))
             continue
         ahead = prompts[min(first + step, len(prompts) - 1)]

@@ -3,8 +3,7 @@
 By the code of transformers' Llama block, which eval/forward.py and eval/generation.py run without gradients: of one
 layer at a time, since what a layer makes is let go with it. Assumed: attention by a kernel of torch's
 scaled_dot_product_attention that forms no scores (flash or memory-efficient). Not in it: what CUDA and the allocator
-keep for themselves, one or two GiB; a mask of 256 MiB at most; lm-eval's logits of a batch of items, whose lengths only
-the items tell.
+keep for themselves, one or two GiB, and lm-eval's logits of a batch of items, whose lengths only the items tell.
 """
 
 import os
@@ -111,8 +110,8 @@ def _of_rows(sizes: Sizes, config: EvaluationConfig, factor: int, length: int) -
 def _of_generation(sizes: Sizes, config: EvaluationConfig, factor: int, length: int) -> EvaluationMemory:
     """One prompt of `length` tokens: more of them, and the beginnings that they share, only where there is room.
 
-    A prompt is read in pieces of batch_tokens but for variants that must read it whole. Under the mask that a later
-    piece takes, grouped keys and values of a layer are repeated for their queries.
+    A prompt is read in pieces of batch_tokens but for variants that must read it whole. For a later piece a GPU is
+    given the grouped keys and values of a layer repeated for their queries (eval/piece_attention.py).
     """
     value, pieces = _VALUE[config.dtype], [name for name in config.variants if name not in LENGTH_DEPENDENT]
     read = length if len(pieces) < len(config.variants) else min(length, config.batch_tokens)
