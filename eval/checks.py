@@ -33,6 +33,7 @@ from eval.niah.tasks import TASKS
 from eval.niah.words import read_essays
 from eval.recall_samples import load_words, recall_samples
 from eval.tokens import count_tokens, open_prefixes, read_tokens
+from eval.vocabulary import require_vocabulary_of
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +103,7 @@ def prepare(config: EvaluationConfig, models: Models) -> Prepared:
                 f"{models.tokenizer}: {len(tokenizer)} tokens, but {folders[role]} has a vocabulary of "
                 f"{found.vocab_size}; give the tokenizer that the model was trained with"
             )
+    require_vocabulary_of(models.source, tokenizer, models.tokenizer)
     tokens, unscored = _read_validation(config, models, context, min(found.vocab_size for found in configs.values()))
     rescaled = "longrope2" in config.variants
     pairs = head_dim_of(configs["source"]) // 2
@@ -188,12 +190,20 @@ def _read_models(config: EvaluationConfig, models: Models) -> tuple[dict[str, Pa
 
 
 def check_held_out(config: EvaluationConfig, context: int, available: int) -> None:
-    """Raises: EvaluationError if `available` held-out tokens hold no row of the longest length."""
+    """Raises: EvaluationError if `available` held-out tokens hold no row of the longest length, or are all scored where
+    LongRoPE2's search takes others.
+    """
     longest = config.lengths[-1] * context
     if available < longest + 1:
         raise EvaluationError(
             f"validation: {available} tokens, but one row at {config.lengths[-1]}x the context of {context} takes "
             f"{longest + 1}; prepare more validation text, or take {config.lengths[-1]} out of lengths"
+        )
+    scored, searched = min(scored_tokens(config, longest), available), searched_tokens(config, longest)
+    if searched and available < scored + searched:
+        raise EvaluationError(
+            f"validation: {available} tokens, of which {scored} are scored; the search of longrope2 takes {searched} "
+            "others; prepare more validation text, lower loss.tokens, or give longrope2.factors"
         )
 
 
@@ -205,15 +215,8 @@ def _read_validation(
     datasets = open_prefixes(models.validation)
     available = count_tokens(datasets)
     check_held_out(config, context, available)
-    text = config.recall is not None and config.recall.haystack == "text"
-    scored = max(config.loss.tokens, (_HAYSTACK_ROWS if text else 1) * longest) + 1
-    searched = searched_tokens(config, longest)
-    if searched and available < min(scored, available) + searched:
-        raise EvaluationError(
-            f"validation: {available} tokens, of which {min(scored, available)} are scored; the search of longrope2 "
-            f"takes {searched} others; prepare more validation text, lower loss.tokens, or give longrope2.factors"
-        )
-    tokens = read_tokens(datasets, scored + searched)
+    scored = scored_tokens(config, longest)
+    tokens = read_tokens(datasets, scored + searched_tokens(config, longest))
     if available <= config.loss.tokens:
         log.warning("validation has %d tokens, loss.tokens asks for %d; all are scored", available, config.loss.tokens)
     if tokens.max() >= vocabulary:
@@ -222,6 +225,12 @@ def _read_validation(
             "text with the model's own tokenizer"
         )
     return tokens[:scored], tokens[scored:]
+
+
+def scored_tokens(config: EvaluationConfig, longest: int) -> int:
+    """Held-out tokens that loss and haystack take where there are as many."""
+    text = config.recall is not None and config.recall.haystack == "text"
+    return max(config.loss.tokens, (_HAYSTACK_ROWS if text else 1) * longest) + 1
 
 
 def searched_tokens(config: EvaluationConfig, longest: int) -> int:

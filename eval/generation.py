@@ -34,17 +34,22 @@ def generate(
 
     batch_tokens: read in one forward pass. reuse: whether the beginnings that prompts share may be read once, and long
     prompts in pieces; not where a token's rotation depends on how much is read at once (dynamic NTK, LongRoPE2).
-    Batching changes the logits by rounding alone.
+    Batching changes the logits by rounding alone. Where the memory holds no beginning beside a prompt of its own, each
+    prompt is read from its start.
     """
     import torch
 
     from eval.piece_attention import attending_in_pieces
 
-    rows = _rows(model, max(map(len, prompts), default=0) + new_tokens)
-    trunk = _Trunk(model, max(map(len, prompts), default=0)) if reuse else None
+    longest = max(map(len, prompts), default=0)
+    rows = _rows(model, longest + new_tokens)
+    trunk = _Trunk(model, longest) if reuse and _fitting(model, longest + new_tokens) >= 2 else None
+    piece = batch_tokens if reuse else None
     with torch.inference_mode(), attending_in_pieces(model):
         for batch in batches(prompts, rows):
-            cache, states = _read_batch(model, [prompts[index] for index in batch], trunk, new_tokens, batch_tokens)
+            cache, states = _read_batch(
+                model, [prompts[index] for index in batch], trunk, new_tokens, batch_tokens, piece
+            )
             yield _decode(model, cache, states, batch, new_tokens, stop)
 
 
@@ -72,10 +77,13 @@ def cache_bytes(config: "PretrainedConfig", value_bytes: int) -> int:
 
 
 def _rows(model: "PreTrainedModel", tokens: int) -> int:
-    """Rows of a batch by the memory that may be filled with their keys and values."""
-    return max(
-        1, min(_MOST_ROWS, free_bytes(model.device) // (cache_bytes(model.config, model.dtype.itemsize) * tokens))
-    )
+    """Rows of a batch."""
+    return max(1, min(_MOST_ROWS, _fitting(model, tokens)))
+
+
+def _fitting(model: "PreTrainedModel", tokens: int) -> int:
+    """Rows of as many tokens whose keys and values have room in the memory that may be filled with them."""
+    return free_bytes(model.device) // (cache_bytes(model.config, model.dtype.itemsize) * tokens)
 
 
 class _Trunk:
@@ -105,10 +113,12 @@ def _read_batch(
     trunk: _Trunk | None,
     new_tokens: int,
     batch_tokens: int,
+    piece: int | None,
 ) -> tuple["RoomyCache", "torch.Tensor"]:
     """Reads prompts of equal length, as many at a time as `batch_tokens` allow: their cache, their last states.
 
     A prompt begins with what the trunk holds of it, and the trunk grows by what the next prompt begins with alike.
+    piece: tokens read in one forward pass; None where prompts are read whole.
     """
     import torch
 
@@ -121,8 +131,9 @@ def _read_batch(
         part = prompts[first : first + step]
         rows = cache.rows(slice(first, first + len(part)))
         if trunk is None:
-            forget_lengths(model)
-            states.append(_read(model, rows, part, length * len(part)))
+            if piece is None:
+                forget_lengths(model)
+            states.append(_read(model, rows, part, piece or length * len(part)))
             continue
         ahead = prompts[min(first + step, len(prompts) - 1)]
         start = min(shared(part[0], ahead), length - 1)

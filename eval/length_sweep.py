@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eval.errors import EvaluationError
 from eval.forward import cropped_losses, token_losses
 
 if TYPE_CHECKING:
@@ -49,9 +50,19 @@ def bucket_edges(length: int) -> tuple[int, ...]:
 def loss_at_length(
     model: "PreTrainedModel", tokens: np.ndarray, length: int, rows: int, batch_tokens: int, window: int | None = None
 ) -> LossByLength:
-    """Score `model` on `rows` rows of `length` tokens each, cut from `tokens`; it sees `window` tokens at most."""
+    """Score `model` on `rows` rows of `length` tokens each, cut from `tokens`; it sees `window` tokens at most.
+
+    Raises: EvaluationError for a loss that is no number: a mean of it would be none, and an answer by such logits wrong
+    without saying why.
+    """
     cut = cut_rows(tokens, length, rows)
     losses = cropped_losses(model, cut, window, batch_tokens) if window else token_losses(model, cut, batch_tokens)
+    if (bad := ~np.isfinite(losses)).any():
+        row, token = np.argwhere(bad)[0]
+        raise EvaluationError(
+            f"{model.config.name_or_path}: the loss of {bad.sum()} tokens at length {length} is no number, first that "
+            f"of token {token} of row {row}; its weights are damaged, or it overflows: try dtype float32"
+        )
     by_row = losses.mean(axis=1)
     value, stderr = mean_and_error(by_row)
     edges = bucket_edges(length)

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from eval.config import EvaluationConfig, Variant
 from eval.errors import EvaluationError
@@ -30,9 +30,9 @@ class Score(_Record):
     )
     context_factor: int = Field(description="Evaluated length / training length.")
     length: int | None = Field(description="Tokens of a row, or of a sample at most; none for a harness task.")
-    value: float = Field(description="The score.")
-    stderr: float | None = Field(description="Standard error over rows, samples or items; none for a single one.")
-    samples: int = Field(description="Rows, samples or items scored.")
+    value: FiniteFloat = Field(description="The score.")
+    stderr: FiniteFloat | None = Field(description="Standard error over rows, samples or items; none for a single one.")
+    samples: int = Field(ge=1, description="Rows, samples or items scored.")
     seconds: float = Field(description="Time that the scoring took, without loading the model.")
 
 
@@ -43,7 +43,7 @@ class SampleValues(_Record):
     task: str = Field(description="As in the score.")
     metric: str = Field(description="As in the score.")
     context_factor: int = Field(description="As in the score.")
-    values: tuple[float, ...] = Field(description="Nats per token of a row; 0 to 1 of a sample or item.")
+    values: tuple[FiniteFloat, ...] = Field(description="Nats per token of a row; 0 to 1 of a sample or item.")
     depths: tuple[float, ...] = Field(
         (), description="Where what is asked stands, 0 to 1 of the length; none where it is not at one place."
     )
@@ -56,7 +56,7 @@ class Curve(_Record):
     context_factor: int = Field(description="Evaluated length / training length.")
     length: int = Field(description="Tokens of a row.")
     edges: tuple[int, ...] = Field(description="Edges of the position buckets in tokens, one more than buckets.")
-    loss: tuple[float, ...] = Field(description="Mean next-token loss in each bucket, in nats per token.")
+    loss: tuple[FiniteFloat, ...] = Field(description="Mean next-token loss in each bucket, in nats per token.")
 
 
 class Results(_Record):
@@ -69,12 +69,22 @@ class Results(_Record):
     tokenizer_digest: str = Field(description="SHA-256 over the tokenizer's files.")
     config: EvaluationConfig = Field(description="What was asked for, without what was left out.")
     left_out: dict[str, str] = Field({}, description="Tasks that were asked for and left out, with what each lacked.")
-    scores: tuple[Score, ...] = Field(description="All scores: by task, then variant, then length.")
+    scores: tuple[Score, ...] = Field(min_length=1, description="All scores: by task, then variant, then length.")
     values: tuple[SampleValues, ...] = Field(description="The values behind the scores, for paired comparisons.")
     curves: tuple[Curve, ...] = Field(description="Loss along the position at the longest length, by variant.")
     chance: dict[str, float] = Field(description="What guessing would score, by task.")
     environment: dict[str, str] = Field(description="Versions and devices that computed this.")
     seconds: float = Field(description="Time of all units, also of those kept from an interrupted run.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Results":
+        """Every list of values is as long as its score says."""
+        samples = {(one.variant, one.task, one.metric, one.context_factor): one.samples for one in self.scores}
+        for one in self.values:
+            if len(one.values) != samples.get((one.variant, one.task, one.metric, one.context_factor)):
+                place = f"{one.task} of {one.variant} at {one.context_factor}x"
+                raise ValueError(f"{place}: {len(one.values)} values of {one.metric} are not those of a score")
+        return self
 
     def save(self, folder: Path) -> None:
         """Write results.csv, then results.json, each atomically: where results.json is, the results are whole."""
@@ -91,7 +101,7 @@ class Results(_Record):
 
     @classmethod
     def load(cls, folder: Path) -> "Results":
-        """Raises: EvaluationError where there are no results, or of another form."""
+        """Raises: EvaluationError where there are no results, or of another form, or without scores, or with a NaN."""
         path = folder / RESULTS
         if not path.is_file():
             raise EvaluationError(f"{path} does not exist; run the evaluation first")
@@ -99,5 +109,6 @@ class Results(_Record):
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise EvaluationError(f"{path}: unknown format: {place}: {first['msg']}; evaluate again") from None
+            place = "".join(f"{part}." for part in first["loc"])[:-1] or "results"
+            problem = first["msg"].removeprefix("Value error, ")
+            raise EvaluationError(f"{path}: unknown format: {place}: {problem}; evaluate again") from None

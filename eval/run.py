@@ -13,7 +13,8 @@ from eval.config import EvaluationConfig
 from eval.errors import EvaluationError
 from eval.files import disk_errors, write_atomic
 from eval.journal import Record
-from eval.models import Models, role_of
+from eval.memory import Sizes, device_bytes, evaluation_memory, require_memory
+from eval.models import Models, read_config, role_of
 from eval.niah.files import NIAH, NIAH_ENDINGS
 from eval.recall_samples import load_words
 from eval.results import RESULTS, TABLE, Results
@@ -38,6 +39,7 @@ def run(config: EvaluationConfig, *, models: Models, out_dir: Path) -> Results:
     prepared = prepare(config, models)
     config = prepared.config
     units = plan_units(config)
+    _require_memory(units, config, models, prepared, out_dir)
     with disk_errors(out_dir):
         for stale in (RESULTS, TABLE):
             (out_dir / stale).unlink(missing_ok=True)
@@ -60,6 +62,7 @@ def run_task(config: EvaluationConfig, *, models: Models, out_dir: Path, task: i
     prepared = prepare(config, models)
     units = share_of(plan_units(prepared.config), task, of)
     if units:
+        _require_memory(units, prepared.config, models, prepared, out_dir)
         _score(units, prepared.config, models, prepared, out_dir)
     return len(units)
 
@@ -80,6 +83,16 @@ def check_merge(config: EvaluationConfig, *, models: Models, out_dir: Path) -> N
 def share_of(units: list[Unit], task: int, of: int) -> list[Unit]:
     """Task `task`'s part of the units: parts follow each other and differ in length by one at most."""
     return units[len(units) * task // of : len(units) * (task + 1) // of]
+
+
+def _require_memory(
+    units: list[Unit], config: EvaluationConfig, models: Models, prepared: Prepared, out_dir: Path
+) -> None:
+    """Raises: EvaluationError if a unit is left to score that this machine cannot hold; merging needs no memory."""
+    left = {(unit.family, unit.factor) for unit in units if _kept(unit, config, prepared, out_dir) is None}
+    if left:
+        needed = evaluation_memory(Sizes.of(read_config(models.source)), config, prepared.context, left)
+        require_memory(models.source, needed, config, device_bytes(prepared.device))
 
 
 def _score(

@@ -8,6 +8,7 @@ from data_prep.shards import TOKEN_TYPES, token_type
 from model_surgery.qk_norm import with_qk_norm
 from model_surgery.shape import ModelShape
 from pipeline.checks import check_recipe, check_shapes
+from pipeline.evaluation_plan import ASSUMED_MEMORY, EvaluationPlan, plan_evaluation
 from pipeline.manifest import Manifest
 from pipeline.memory import GIB, TrainingMemory
 from pipeline.model_source import plan_shape
@@ -23,8 +24,6 @@ ASSUMED_PEAK_FLOPS = 989e12
 """Dense bf16 peak of one H100 or H200 (NVIDIA's datasheet)."""
 ASSUMED_MFU = 0.4
 """Share of the peak that the estimate of GPU-hours takes for granted."""
-ASSUMED_MEMORY = 80_000_000_000
-"""Bytes of a GPU for which micro_batch = auto is planned on a machine without one."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Plan:
     """Times that training reads the data; None where the data are all that the sources hold."""
     trainings: int
     memory: TrainingMemory
+    evaluation: EvaluationPlan
     gpu_hours: float
     disk: dict[str, int]
     unchecked: list[str]
@@ -71,6 +71,7 @@ class Plan:
             "shape": self.shape.model_dump(),
             "parameters": self.shape.parameters,
             "memory_per_gpu": memory,
+            "evaluation_memory": self.evaluation.as_dict(),
             "assumptions": assumptions,
             "disk": self.disk,
             "unchecked": self.unchecked,
@@ -97,10 +98,13 @@ class Plan:
             f"micro batch   {training.micro_batch} of {rows} rows per step and rank"
             + (f" (auto, {self.chosen_for})" if self.chosen_for else ""),
             f"memory/GPU    {self.memory.total / GIB:.1f} GiB estimated (GiB: {parts}), {recomputed}",
+            f"evaluation    {self.evaluation.as_text()}",
             f"GPU-hours     {self.gpu_hours:,.1f} estimated at {ASSUMED_MFU:.0%} of {ASSUMED_PEAK_FLOPS / 1e12:.0f} "
             "TFLOP/s per GPU",
             f"disk          {sum(self.disk.values()) / GIB:.1f} GiB (GiB: {disk})",
         ]
+        if self.evaluation.warning:
+            lines.append(f"warning       {self.evaluation.warning}")
         return "\n".join(lines + [f"not checked   {what}" for what in self.unchecked])
 
 
@@ -137,6 +141,7 @@ def make_plan(recipe: Recipe) -> Plan:
         epochs=tokens / recipe.data.tokens if recipe.data.tokens else None,
         trainings=trainings,
         memory=estimate(training, shape, tensor_parallel, length),
+        evaluation=plan_evaluation(recipe, shape),
         gpu_hours=flops / (ASSUMED_PEAK_FLOPS * ASSUMED_MFU) / 3600,
         disk=disk_bytes(recipe, shape, tokens),
         unchecked=[] if here else [f"{recipe.model.path} is not on this machine: its tensors, tokenizer and documents"],

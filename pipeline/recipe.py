@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,8 @@ def _list_item(items: list[Any], key: str, override: str) -> Any:
 
 
 def describe(error: ValidationError) -> str:
-    """The first problem of a validation as one line: field, value, what is allowed, nearest valid key."""
-    problems = error.errors()
+    """The first problem of a validation as one line: field, value, what is allowed, nearest valid key or value."""
+    problems = one_each(error.errors())
     first = problems[0]
     field = ".".join(str(part) for part in first["loc"]) or "recipe"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -160,7 +161,27 @@ def describe(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     value = first["input"]
     shown = "" if isinstance(value, dict) else f" = {value!r}"
-    return f"{field}{shown}: {message[0].lower()}{message[1:]}{more}"
+    return f"{field}{shown}: {message[0].lower()}{message[1:]}{nearest_word(first)}{more}"
+
+
+def one_each(problems: Sequence[Any]) -> list[dict[str, Any]]:
+    """The problems with one for every field: pydantic has one for each alternative of `int | Literal["auto"]`."""
+    words = {one["loc"][:-1]: one for one in problems if one["loc"] and str(one["loc"][-1]).startswith("literal[")}
+    found: dict[Any, dict[str, Any]] = {}
+    for problem in problems:
+        place = problem["loc"][:-1] if problem["loc"][:-1] in words else problem["loc"]
+        if place in found and problem is words.get(place):
+            message = f"{found[place]['msg']}, or {problem['ctx']['expected']}"
+            found[place] = {**found[place], "msg": message, "ctx": problem["ctx"]}
+        found.setdefault(place, {**problem, "loc": place})
+    return list(found.values())
+
+
+def nearest_word(problem: dict[str, Any]) -> str:
+    """A hint at the nearest of the words that a field may be; empty where none is near, or it takes no words."""
+    allowed = re.findall(r"'([^']+)'", str(problem.get("ctx", {}).get("expected", "")))
+    near = difflib.get_close_matches(str(problem["input"]).lower(), allowed, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def fields_of(location: tuple[int | str, ...]) -> list[str]:

@@ -114,10 +114,19 @@ def require_unchanged(folder: Path, manifest: Manifest, name: str) -> None:
 
 
 def missing_scores(results: Results) -> list[str]:
-    """The scores that the evaluation's configuration asks for and that it has not, as 'recall of yarn at 4x'."""
+    """The scores that the evaluation's configuration asks for and that it has not, as 'recall of yarn at 4x'.
+
+    One of fewer samples than are asked for counts as missing.
+    """
     config = results.config
+    samples = {"recall": config.recall.samples} if config.recall else {}
+    samples |= dict.fromkeys(config.niah.tasks, config.niah.samples) if config.niah else {}
     wanted = [(unit.task, variant, unit.factor) for variant, unit in cells_of(config, config.variants)]
-    found = {(score.task, score.variant, score.context_factor) for score in results.scores}
+    found = {
+        (score.task, score.variant, score.context_factor)
+        for score in results.scores
+        if score.samples >= samples.get(score.task, 1)
+    }
     return [
         f"{task} of {variant} at {factor}x" for task, variant, factor in wanted if (task, variant, factor) not in found
     ]

@@ -7,7 +7,8 @@ from eval.config import Variant
 
 @dataclass(frozen=True)
 class Look:
-    """Name and line of a variant. Colours are Okabe and Ito's, which colour-blind readers can tell apart."""
+    """Name and line of a variant. Colours are Okabe and Ito's, their yellow darkened, with two greys and Tol's indigo:
+    colour-blind readers can tell them apart."""
 
     label: str
     color: str
@@ -20,7 +21,7 @@ LOOKS: dict[Variant, Look] = {
     "rope": Look("RoPE", "#4d4d4d", "s"),
     "pi": Look("PI", "#e69f00", "v"),
     "ntk": Look("NTK", "#009e73", "^"),
-    "dynamic_ntk": Look("Dynamic NTK", "#009e73", "<", line=":"),
+    "dynamic_ntk": Look("Dynamic NTK", "#332288", "<", line=":"),
     "yarn": Look("YaRN", "#0072b2", "D"),
     "longrope2": Look("LongRoPE2", "#b8a900", "p"),
     "crop": Look("Crop", "#999999", "x", line=":"),

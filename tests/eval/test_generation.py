@@ -83,6 +83,25 @@ def test_shared_beginnings_are_read_once(
         assert sum(read) == (total - 4 * beginning if reuse else total)
 
 
+def test_without_room_for_a_shared_beginning_none_is_kept(
+    source: Path, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts one at a time, each read from its start, and still in pieces; the answers are the same."""
+    model = load_variant("rope", source, 1, context=512)
+    given = {"new_tokens": NEW, "batch_tokens": 64, "stop": lambda *_: False}
+    whole = dict(answer for batch in generate(model, prompts, **given) for answer in batch)
+    longest = (max(map(len, prompts)) + NEW) * cache_bytes(model.config, 4)
+    monkeypatch.setattr("eval.generation.free_bytes", lambda device: longest * 3 // 2)
+    read = []
+    inner = model.model.forward
+    model.model.forward = lambda *args, **kwargs: (read.append(kwargs["input_ids"].shape), inner(*args, **kwargs))[1]
+    assert dict(answer for batch in generate(model, prompts, **given) for answer in batch) == whole
+    assert sum(rows * tokens for rows, tokens in read if tokens > 1) in range(
+        sum(map(len, prompts)) - len(prompts), sum(map(len, prompts)) + 1
+    )
+    assert max(rows * tokens for rows, tokens in read) <= 64
+
+
 def test_batches_hold_one_length_and_neighbours_begin_alike() -> None:
     prompts = [[5, 1, 1], [1, 2, 3, 4], [1, 2, 9, 9], [7, 7, 7, 7], [1, 2, 3, 5], [5, 1, 2]]
     assert list(batches(prompts, 2)) == [[0, 5], [1, 4], [2, 3]]

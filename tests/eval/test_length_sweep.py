@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from eval.errors import EvaluationError
 from eval.length_sweep import bucket_edges, cut_rows, loss_at_length, mean_and_error, rows_at
 from eval.variants import load_variant
 
@@ -47,6 +48,17 @@ def test_value_is_transformers_loss_and_the_curve_its_parts(source: Path) -> Non
     assert found.value == pytest.approx(np.mean(losses), rel=1e-5)
     assert found.stderr == pytest.approx(np.std(losses, ddof=1) / np.sqrt(3), rel=1e-3)
     assert np.average(found.by_position, weights=np.diff(found.edges)) == pytest.approx(found.value)
+
+
+def test_a_loss_that_is_no_number_is_refused(source: Path) -> None:
+    model = load_variant("rope", source, 1, context=C)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7] = torch.nan  # tied: of every logit of that token, and so of every loss
+    with pytest.raises(
+        EvaluationError,
+        match=r"656k: the loss of 200 tokens at length 100 is no number, first that of token 0 of row 0",
+    ):
+        loss_at_length(model, np.arange(20, 221), 100, 2, 128)
 
 
 def test_real_model_gets_worse_past_its_context_and_scaling_helps(

@@ -89,7 +89,8 @@ def test_searched_on_text_that_is_not_scored_and_kept(config: EvaluationConfig, 
 def test_needles_judge_where_there_are_some(config: EvaluationConfig, models: Models, tmp_path: Path) -> None:
     words = {"keys": ("Tom", "Lily", "Ben"), "values": ("cats", "dogs"), "needles": 1}
     recall = {"samples": 2, "fact": "{key} likes {value}. ", "question": "{key} likes", **words}
-    asked = EvaluationConfig.model_validate(config.model_dump() | {"recall": recall})
+    few = {"population": 4, "generations": 1}
+    asked = EvaluationConfig.model_validate(config.model_dump() | {"recall": recall, "longrope2": few})
     prepared = prepare(asked, models)
     assert len(prepared.unscored) == 0
     searched(asked, models, prepared, 2, tmp_path)

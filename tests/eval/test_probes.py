@@ -23,6 +23,9 @@ from eval.probes import (
 )
 
 LENGTH = 24
+ROUNDING = torch.finfo(torch.float32).eps
+"""transformers' eager attention and its norms round to fp32 also where the weights are float64: what is zero in theory
+comes out as some 1e-8 here. With RoPE the same numbers are 1e-4 and more."""
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +71,16 @@ def test_constant_sequences_have_no_bias_without_rope_and_one_with_it(model_fold
     assert torch.equal(nope.lm_head.weight, rope.lm_head.weight)
     without, with_it = (probe(model, constant(model, 5, LENGTH)) for model in (nope, rope))
     for found in without:
-        assert found.prefix_spread < 1e-12
+        assert found.prefix_spread < ROUNDING
         for numbers in (found.bias, found.query_grad, found.key_grad):
-            assert max(numbers.values()) < 1e-12
+            assert max(numbers.values()) < ROUNDING
     for found in with_it:
         for numbers in (found.bias, found.query_grad, found.key_grad):
-            assert min(numbers.values()) > 1e-6
+            assert min(numbers.values()) > 500 * ROUNDING
     # Uniform: without positions every token attends to all before it alike.
     attention = nope.model(inputs_embeds=constant(nope, 5, LENGTH)[None], output_attentions=True).attentions
     uniform = torch.ones(LENGTH, LENGTH, dtype=torch.float64).tril() / torch.arange(1, LENGTH + 1)[:, None]
-    assert all(torch.allclose(layer[0], uniform.expand(4, -1, -1), atol=1e-12) for layer in attention)
+    assert all(torch.allclose(layer[0], uniform.expand(4, -1, -1), atol=ROUNDING) for layer in attention)
 
 
 def test_everything_is_of_the_order_of_epsilon_without_rope(model_folder: Path) -> None:
@@ -104,14 +107,16 @@ def test_the_gradient_is_that_of_the_bias(model_folder: Path) -> None:
 
     (gradient,) = torch.autograd.grad(total(), weight)
     assert before == pytest.approx(float(gradient.norm()) / 2)  # 4 heads: root mean square
-    step = 1e-5 * gradient / gradient.norm()
+    # The softmax's rounding to fp32 divided by a smaller step is an error of its own: 0.2% at 1e-5, 6e-6 here.
+    length = 1e-3
+    step = length * gradient / gradient.norm()
     values = []
     for sign in (1, -1):
         with torch.no_grad():
             weight += sign * step
             values.append(float(total()))
             weight -= sign * step
-    assert (values[0] - values[1]) / 2e-5 == pytest.approx(float(gradient.norm()), rel=1e-4)
+    assert (values[0] - values[1]) / (2 * length) == pytest.approx(float(gradient.norm()), rel=1e-4)
 
 
 def test_slope_by_hand() -> None:

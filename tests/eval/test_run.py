@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,3 +148,34 @@ def test_results_of_another_form_are_refused(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"schema_version": 2}')
     with pytest.raises(EvaluationError, match=r"unknown format: .*evaluate again"):
         Results.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda found: found.update(scores=[]), "scores: Tuple should have at least 1 item"),
+        (
+            lambda found: found["scores"][3].update(value=float("nan")),
+            "scores.3.value: Input should be a finite number",
+        ),
+        (lambda found: found["scores"][3].update(value=None), "scores.3.value: Input should be a valid number"),
+        (lambda found: found["scores"][0].update(stderr=float("inf")), "scores.0.stderr: Input should be a finite"),
+        (lambda found: found["scores"][0].update(samples=0), "scores.0.samples: Input should be greater than or equal"),
+        (
+            lambda found: found["values"][0]["values"].pop(),
+            "results: loss of rope at 1x: 3 values of nats_per_token are",
+        ),
+        (lambda found: found["scores"].pop(0), "results: loss of rope at 1x: 4 values of nats_per_token are not those"),
+        (lambda found: found["values"][0]["values"].__setitem__(0, float("nan")), "values.0.values.0: Input should be"),
+        (lambda found: found["curves"][0]["loss"].__setitem__(5, float("nan")), "curves.0.loss.5: Input should be"),
+    ],
+)
+def test_results_with_gaps_are_refused(
+    whole: tuple[Path, Results], change: Callable[[dict[str, Any]], object], said: str, tmp_path: Path
+) -> None:
+    found = json.loads((whole[0] / "results.json").read_text())
+    change(found)
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    with pytest.raises(EvaluationError, match=rf"results.json: unknown format: {said}.*; evaluate again$") as caught:
+        Results.load(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -5,7 +5,6 @@
 
 import gc
 import json
-import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from types import SimpleNamespace
 import torch
 
 from tests.pipeline.recalibration.ranks_of_a_test import join
+from tests.process_memory import begin_peak_anew, resident
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def measure(case: dict) -> int:
     del weights
     for _ in range(2):
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        begin_peak_anew()
         rows = torch.randint(shape.vocab, (config.micro_batch, shape.context + 1))
         documents = torch.arange(shape.context).expand(config.micro_batch, -1) // 256
         weights = torch.full((config.micro_batch, shape.context), 1 / rows[:, 1:].numel())
@@ -55,12 +55,6 @@ def measure(case: dict) -> int:
     peak = resident("VmHWM")
     engine.destroy()
     return peak - before
-
-
-def resident(field: str) -> int:
-    """A number of /proc/self/status in bytes."""
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024
 
 
 if __name__ == "__main__":

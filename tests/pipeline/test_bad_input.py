@@ -49,6 +49,11 @@ def test_wrong_type(refused: Callable[..., str]) -> None:
     assert "recalibration.batch = 'many'" in refused("recalibration.batch=many")
 
 
+def test_variant_that_does_not_exist(refused: Callable[..., str]) -> None:
+    line = refused("evaluation.variants=[rope, yarm]")
+    assert "evaluation.variants.1 = 'yarm'" in line and line.endswith("or 'control'; did you mean yarn?")
+
+
 def test_missing_recipe(drope: Any, tmp_path: Path) -> None:
     result = drope("run", tmp_path / "none.yaml")
     assert result.returncode == 2 and "No such file" in result.stderr
@@ -94,6 +99,18 @@ def test_missing_extra_and_misshapen_tensors(
         line = refused(f"model.path={broken_model(change)}")
         assert what in line and "model.layers.1" in line
         shutil.rmtree(tmp_path / "broken")
+
+
+def test_too_little_text_for_a_search_is_refused_before_training(
+    drope: Any, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The first stage that knows how much text there is says so."""
+    wanted = ("evaluation.variants=[rope, longrope2]", "evaluation.longrope2.tokens=1000000")
+    result = drope("run", write_recipe(), *wanted)
+    assert result.returncode == 2
+    assert "the search of longrope2 takes 1000001 others; prepare more" in result.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "runs" / "tiny" / "data" / "manifest.json").exists()
+    assert not (tmp_path / "runs" / "tiny" / "surgery").exists()
 
 
 def test_unsupported_architecture(refused: Callable[..., str], tiny_model: Path, tmp_path: Path) -> None:

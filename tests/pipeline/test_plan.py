@@ -64,6 +64,35 @@ def test_norms_of_queries_and_keys_are_counted() -> None:
     assert normed.memory.activations > plain.memory.activations
 
 
+def test_the_evaluations_memory_by_hand() -> None:
+    """Llama 2 7B at 16 times its context in bf16: rows take 64k tokens' activations, answers their keys and values."""
+    longer = ("evaluation.lengths=[1, 16]",)
+    plan = make_plan(load_recipe(RECIPES / "llama2-7b.yaml", longer))
+    assert (plan.evaluation.memory.kv_cache, plan.evaluation.memory.activations) == (
+        0,
+        65536 * (4 * 4096 + 3 * 11008) * 2,
+    )
+    assert plan.evaluation.memory.weights == pytest.approx(2 * plan.shape.parameters, rel=1e-3)
+    assert (
+        "evaluation    18.6 GiB at 16x (65,536 tokens): weights 12.6, KV cache 0.0, activations 6.0 (GiB, estimated); "
+        "fits into a GPU of 80 GB, assumed since none is here"
+    ) in plan.as_text()
+    assert "warning" not in plan.as_text()
+
+
+def test_an_evaluation_that_does_not_fit_is_a_warning() -> None:
+    """It may run on another machine than the training; at its own start it refuses."""
+    wanted = ("evaluation.niah={tasks: [niah_single_1], lengths: [1, 32]}", "evaluation.dtype=float32")
+    plan = make_plan(load_recipe(RECIPES / "llama2-7b.yaml", wanted))
+    assert plan.evaluation.memory.kv_cache % (2 * 32 * 32 * 128 * 131072 * 4) == 0
+    memory = plan.as_dict()["evaluation_memory"]
+    assert (memory["fits"], memory["available"], memory["tokens"]) == (False, 80_000_000_000, 131072)
+    assert memory["total"] == memory["weights"] + memory["kv_cache"] + memory["activations"]
+    last = plan.as_text().splitlines()[-2]
+    assert last.startswith("warning       the evaluation would be refused, as it takes more than a GPU of 80 GB")
+    assert last.endswith("or take smaller niah.lengths or longbench.factor or dtype bfloat16")
+
+
 def test_plan_of_a_local_model_checks_its_tensors_and_documents(write_recipe: Callable[..., Path]) -> None:
     plan = make_plan(load_recipe(write_recipe()))
     assert (plan.steps, plan.tokens, plan.gpus, plan.unchecked) == (12, 12 * 128, 2, [])

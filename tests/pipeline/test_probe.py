@@ -24,11 +24,11 @@ def test_a_model_is_probed_before_any_stage_has_run(write_recipe: Callable[..., 
         "RoPE removed",
     ]
     assert (found.length, found.seed, {layer.sequence for layer in found.layers}) == (16, 3, {"constant"})
-    # Proposition 3.2 for every line without positions, 3.3 for those with them.
+    # Proposition 3.2 for every line without positions, 3.3 for those with them; the attention's softmax is in fp32.
     at_rest = [layer for layer in found.layers if layer.epsilon == 0]
     for layer in at_rest:
         without = layer.subject in ("NoPE, untrained", "RoPE removed")
-        assert (max(layer.bias.values()) < 1e-12) == without, layer
+        assert (max(layer.bias.values()) < 1e-7) == without, layer
     assert [line.split("constant")[0].strip() for line in lines[:-1]] == [subject.name for subject in found.subjects]
     rows = list(csv.DictReader((folder / "probes.csv").open()))
     assert len(rows) == len(found.layers)

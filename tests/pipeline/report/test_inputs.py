@@ -1,11 +1,13 @@
 """Nothing unfinished, partial or changed is shown as if it were the run's."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from eval.errors import EvaluationError
 from pipeline.errors import RecipeError
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, describe_outputs
 from pipeline.report.inputs import read_run
 
 
@@ -47,6 +49,30 @@ def test_partial_scores_are_not_shown(run, task: str, missing: str) -> None:
     assert data.notices == (
         f"The evaluation is partial and therefore left out: 1 scores are missing, the first is {missing}.",
     )
+
+
+def test_a_score_of_fewer_samples_is_missing(run) -> None:
+    run.change = lambda scores: [
+        score.model_copy(update={"samples": 199}) if (score.task, score.variant) == ("recall", "drope") else score
+        for score in scores
+    ]
+    data = read_run(run.build(), run.folder)
+    assert data.results is None and "4 scores are missing, the first is recall of drope at 1x" in data.notices[0]
+
+
+def test_results_without_a_number_are_refused(run) -> None:
+    """Also where the stage's manifest vouches for the file."""
+    recipe = run.build()
+    path = run.folder / "evaluation" / "results.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    found["scores"][2]["value"] = None
+    path.write_text(json.dumps(found), encoding="utf-8")
+    manifest = Manifest.load(run.folder / "evaluation")
+    assert manifest is not None
+    outputs = describe_outputs(run.folder / "evaluation", [path])
+    manifest.model_copy(update={"outputs": tuple(outputs)}).save(run.folder / "evaluation")
+    with pytest.raises(EvaluationError, match=r"results.json: unknown format: scores.2.value: .*; evaluate again"):
+        read_run(recipe, run.folder)
 
 
 def test_a_missing_harness_task_is_partial(full) -> None:
