@@ -157,7 +157,7 @@ def prepare_tuning(
     """
     if config.lengths[-1] <= 1:
         raise EvaluationError("evaluation.lengths = [1]: a softmax scale is for lengths above 1x; add 2, 4, ...")
-    config = config.model_copy(update={"variants": ("drope",), "harness": ()})
+    config = config.model_copy(update={"variants": ("drope",), "harness": (), "niah": None, "longbench": None})
     prepared = prepare(config, models)
     needed = [head_length] if head_length else []
     if config.recall is None:
