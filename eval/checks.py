@@ -124,10 +124,17 @@ def prepare(config: EvaluationConfig, models: Models) -> Prepared:
     )
     if config.recall is not None:
         _check_recall(config.recall, config, prepared)
+    check_needles(config, data.essays, tokenizer, context)
+    return prepared
+
+
+def check_needles(
+    config: EvaluationConfig, essays: tuple[str, ...], tokenizer: "PreTrainedTokenizerBase", context: int
+) -> None:
+    """Raises: EvaluationError if a needle task's question does not fit its shortest length."""
     for name in config.niah.tasks if config.niah else ():
         one, shortest = config.niah.model_copy(update={"samples": 1}), config.niah_lengths[0] * context
-        draw_samples(name, one, data.essays, prepared.encode_prompt, shortest, config.seed)
-    return prepared
+        draw_samples(name, one, essays, tokenizer.encode, shortest, config.seed)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ def load_task(name: str, field: str) -> "Task":
     Raises: EvaluationError where the cache has not the data. `field` of the recipe asks for them.
     """
     try:
-        with offline():
+        with offline(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a metric would be faster with a compiled library
             return manager(name).load_task_or_group(name)[name]
     except (OSError, ValueError, KeyError, RuntimeError) as error:  # what `datasets` raises offline varies
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
@@ -59,7 +60,7 @@ def task_over(name: str, items: list[dict[str, Any]]) -> "Task":
     from lm_eval.tasks._yaml_loader import load_yaml
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # one of its metrics would be faster with a compiled library
+        warnings.simplefilter("ignore", UserWarning)
         config = load_yaml(_folder(name) / f"{name.removeprefix('longbench_')}.yaml", resolve_func=True)
     config |= {"dataset_path": None, "dataset_name": None}
     config["custom_dataset"] = lambda **_: {"test": Dataset.from_list(items)}

@@ -1,5 +1,6 @@
 """Every refusal that is possible before any work: what `drope plan` shows and `drope run` starts with."""
 
+from pathlib import Path
 from typing import Literal
 
 from eval.config import OF_THE_SOURCE, EvaluationConfig
@@ -14,7 +15,7 @@ from pipeline.recalibration.run import check_schedule
 from pipeline.recalibration.wandb_sync import check_wandb
 from pipeline.recipe import Recipe
 from pipeline.report.published import published_rows
-from pipeline.stages import Stage, evaluated_models, tokenizer_path
+from pipeline.stages import Stage, evaluated_models, tokenizer_folder, tokenizer_path
 
 
 def check_shapes(recipe: Recipe, shape: ModelShape) -> None:
@@ -73,7 +74,7 @@ def check_recipe(recipe: Recipe, stages: list[Stage]) -> None:
         prepare.check(recipe.data, tokenizer=tokenizer_path(recipe), model_vocab_size=shape.vocab)
         check_tokenizer(recipe)
     if "evaluation" in names:
-        check_evaluation_files(recipe.evaluation)
+        check_evaluation_files(recipe.evaluation, tokenizer_folder(recipe), shape.context)
     if names == {"evaluation"}:
         from eval import run as evaluation
 
@@ -116,15 +117,18 @@ def check_tokenizer(recipe: Recipe) -> None:
         )
 
 
-def check_evaluation_files(config: EvaluationConfig) -> None:
+def check_evaluation_files(config: EvaluationConfig, tokenizer: Path, context: int) -> None:
     """The data of the evaluation's tasks, which would otherwise be opened only when the training is over.
 
     Raises: EvaluationError.
     """
-    from eval.checks import read_task_data
+    from eval.checks import check_needles, read_task_data
+    from eval.models import load_tokenizer
     from eval.recall_samples import load_words
 
-    read_task_data(config)
+    data = read_task_data(config)
+    if config.niah is not None:
+        check_needles(config.without(data.missing), data.essays, load_tokenizer(tokenizer), context)
     if config.recall is not None:
         load_words(config.recall)
 

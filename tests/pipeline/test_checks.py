@@ -28,6 +28,12 @@ def test_missing_recall_words_are_refused_before_the_training(write_recipe: Call
         make_plan(load_recipe(write_recipe(), (f"evaluation.recall={words}",)))
 
 
+def test_needles_that_do_not_fit_are_refused_before_the_training(write_recipe: Callable[..., Path]) -> None:
+    niah = "{tasks: [niah_single_1], new_tokens: 60}"
+    with pytest.raises(EvaluationError, match=r"a sample of niah_single_1 takes \d+ tokens without any haystack"):
+        make_plan(load_recipe(write_recipe(), (f"evaluation.niah={niah}",)))
+
+
 def test_published_numbers_are_read_before_the_training(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     path = tmp_path / "published.csv"
     recipe = load_recipe(write_recipe(), (f"report.published={path}", "report.published_model=Tiny"))
