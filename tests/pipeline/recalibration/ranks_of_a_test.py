@@ -2,16 +2,18 @@
 
 import logging
 
-import deepspeed
-
-from model_surgery.megatron.cpu import use_cpu_if_no_gpu
-from model_surgery.megatron.model import start_parallel
+from model_surgery.megatron.cpu import forgo_compiler_if_no_gpu, use_cpu_if_no_gpu
 from pipeline.processes import die_with_parent
 
 
 def join(tensor_parallel: int) -> None:
     """For a process that torchrun started: gloo, and Megatron-core's groups."""
     die_with_parent()
+    forgo_compiler_if_no_gpu()
+    import deepspeed
+
+    from model_surgery.megatron.model import start_parallel
+
     logging.getLogger().setLevel(logging.ERROR)
     use_cpu_if_no_gpu()
     deepspeed.init_distributed("gloo", verbose=False)
