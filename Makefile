@@ -16,7 +16,8 @@ test: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
+	.venv/bin/python -m pytest -m slow
 
 quick: .venv/ready
 	.venv/bin/python -m pytest -m "not slow"

@@ -20,6 +20,9 @@ def open_prefixes(prefixes: tuple[Path, ...]) -> list["IndexedDataset"]:
 
     Raises: EvaluationError where a file is missing, of another format or cut short.
     """
+    from model_surgery.megatron.cpu import forgo_compiler_if_no_gpu
+
+    forgo_compiler_if_no_gpu()  # two seconds of the import below, for what reading files does not call
     with warnings.catch_warnings():
         # Megatron-core says at import what it would train faster with; here it only reads files.
         warnings.simplefilter("ignore", UserWarning)
