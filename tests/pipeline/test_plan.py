@@ -66,8 +66,12 @@ def test_norms_of_queries_and_keys_are_counted() -> None:
 
 def test_the_evaluations_memory_by_hand() -> None:
     """Llama 2 7B at 16 times its context in bf16: rows take 64k tokens' activations, answers their keys and values."""
-    longer = ("evaluation.lengths=[1, 16]",)
-    plan = make_plan(load_recipe(RECIPES / "llama2-7b.yaml", longer))
+    answers = make_plan(load_recipe(RECIPES / "llama2-7b.yaml")).evaluation
+    assert answers.memory.kv_cache == 2 * 32 * 32 * 128 * 65536 * 2
+    assert answers.fits
+    assert str(answers.memory).startswith("46.1 GiB at 16x (65,536 tokens): weights 12.6, KV cache 32.0")
+    rows_alone = ("evaluation.lengths=[1, 16]", "evaluation.niah=null", "evaluation.longbench=null")
+    plan = make_plan(load_recipe(RECIPES / "llama2-7b.yaml", rows_alone))
     assert (plan.evaluation.memory.kv_cache, plan.evaluation.memory.activations) == (
         0,
         65536 * (4 * 4096 + 3 * 11008) * 2,
