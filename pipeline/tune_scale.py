@@ -67,7 +67,7 @@ def tune_scale(
     with explained_full_disk(out_dir):
         found = tune(tuning, models, model)
         found.save(out_dir)
-        write_atomic(out_dir / "scale.svg", scale_plot(found))
+        write_atomic(out_dir / "scale.svg", scale_plot(found).svg)
         betas = {factor: found.beta(factor) for factor in factors}
         written = [
             write_model(recipe, out_dir / f"model-{factor:g}x", scale_of(found.c, factor, beta, apply))
