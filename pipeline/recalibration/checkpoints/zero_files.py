@@ -173,8 +173,22 @@ def load_file(path: Path, *, mapped: bool = True) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(f"{path}: no such file; use another checkpoint")
     try:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        # Python 3.11.0 to 3.11.3 pickles a member of an Enum as getattr(class, name).
+        member = [(_member, name) for name in ("getattr", "builtins.getattr", "__builtin__.getattr")]
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address, *member]):
             return torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
     except (RuntimeError, UnpicklingError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise RecipeError(f"{path}: not a readable file of DeepSpeed ({reason}); use another checkpoint") from error
+
+
+def _member(kind: type, name: str) -> Any:
+    """What stands for getattr in a file: a member of DeepSpeed's Enum and nothing else.
+
+    Raises: UnpicklingError.
+    """
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    if kind is not ZeroStageEnum or name not in ZeroStageEnum.__members__:
+        raise UnpicklingError(f"getattr({kind!r}, {name!r}) is not DeepSpeed's")
+    return ZeroStageEnum[name]
