@@ -125,8 +125,9 @@ def nccl() -> Finding:
 
 
 def slurm() -> Finding:
-    """The SLURM client."""
+    """The SLURM client, and the cluster that it talks to. One machine needs neither."""
     if shutil.which("sbatch") is None:
         return Finding("SLURM", "absent", "no sbatch on the path")
     result = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=False)
-    return Finding("SLURM", "ok" if result.returncode == 0 else "broken", (result.stdout or result.stderr).strip())
+    said = " ".join((result.stdout or result.stderr).split())
+    return Finding("SLURM", "ok", said) if result.returncode == 0 else Finding("SLURM", "absent", f"no cluster: {said}")
