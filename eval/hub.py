@@ -1,4 +1,4 @@
-"""Data sets in the Hub's cache of this machine: nothing is downloaded here."""
+"""Data sets in the Hub's cache of this machine: nothing but `fetch_data` downloads."""
 
 import logging
 from collections.abc import Iterator
@@ -10,23 +10,28 @@ from eval.errors import EvaluationError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_NOISE = ("datasets.load", "datasets.packaged_modules.cache.cache")
+"""These warn that they use the cache, which is what is wanted."""
+
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Let `datasets` look into its cache alone: a node without a network would otherwise wait for every request."""
+    """Let `datasets` and the Hub's client look into their caches alone, as HF_HUB_OFFLINE=1 does for a whole process: a
+    node without a network would otherwise wait for every request."""
     import datasets
     import huggingface_hub.constants as hub
 
     before = datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE
-    noise = logging.getLogger("datasets.load")
-    level = noise.level
+    noise = {name: logging.getLogger(name).level for name in _NOISE}
     datasets.config.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE = True
-    noise.setLevel(logging.ERROR)  # it warns that it uses the cache, which is what is wanted
+    for name in noise:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
         datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE = before
-        noise.setLevel(level)
+        for name, level in noise.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def cached_split(path: str, name: str | None, split: str, field: str) -> "Dataset":
@@ -46,3 +51,13 @@ def cached_split(path: str, name: str | None, split: str, field: str) -> "Datase
             f"{field}: {path} is not in this machine's Hub cache ({reason}); name a local file, or where there is a "
             f'network: python -c "import datasets; datasets.load_dataset({path!r}{config})"'
         ) from None
+
+
+def fetch_data(path: str, name: str | None) -> None:
+    """Bring all splits of a Hub data set into the cache that `cached_split` and lm-eval's tasks read.
+
+    Raises: what `datasets` raises where the Hub has it not or does not answer.
+    """
+    from datasets import load_dataset
+
+    load_dataset(path, name)

@@ -54,6 +54,14 @@ def load_task(name: str, field: str) -> "Task":
         ) from None
 
 
+def dataset_of(name: str) -> tuple[str, str | None]:
+    """The Hub data set that lm-eval's own task reads, and its configuration."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config = load_yaml(manager(name).task_index[name].yaml_path, resolve_func=False)
+    return config["dataset_path"], config.get("dataset_name")
+
+
 def task_over(name: str, items: list[dict[str, Any]]) -> "Task":
     """lm-eval's own task of LongBench, with its prompt and metric, over these items."""
     from datasets import Dataset

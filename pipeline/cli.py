@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import click
 
+from pipeline.commands import cluster
+
 _STAGE_COMMANDS = {
     "surgery": ("surgery", "Drop the positional embeddings and cut the checkpoint for tensor parallelism."),
     "recalibrate": ("recalibration", "Train without positional embeddings at the original context length."),
@@ -47,13 +49,14 @@ def main(verbose: bool) -> None:
     \b
         drope doctor                       what of the stack works on this machine
         drope plan RECIPE                  what would run, and whether it can
+        drope fetch RECIPE                 what it needs from the Hugging Face Hub, into the cache of this machine
         drope run RECIPE                   data, surgery, recalibration, export, evaluation, report
 
     Exit codes: 0 done, 2 bad input (one line says what and the way out), 1 a stage failed, 75 stopped by SIGUSR1,
     SIGTERM or Ctrl-C with a checkpoint: the same command goes on.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for package in ("pipeline", "data_prep", "model_surgery", "eval"):
+    for package in ("pipeline", "data_prep", "model_surgery", "eval", "slurm"):
         logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
@@ -100,6 +103,41 @@ def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
     made = make_plan(_load(recipe, overrides))
     click.echo(json.dumps(made.as_dict(), indent=2) if as_json else made.as_text())
+
+
+@main.command(epilog=_OVERRIDES_HELP)
+@takes_recipe
+@click.option("--list", "listed", is_flag=True, help="Only say what is wanted and what of it is there; asks no server.")
+@click.option("--json", "as_json", is_flag=True, help="Print that list as JSON.")
+def fetch(recipe: Path, overrides: tuple[str, ...], listed: bool, as_json: bool) -> None:
+    """Bring all that RECIPE needs from the Hugging Face Hub into this machine's cache.
+
+    Model, tokenizer, Hub data sets of data.sources, and the data of the evaluation's tasks. Then all of it is looked
+    for with the Hub shut off, so exit code 0 means that a run needs no Hub. For clusters: call it on a login node that
+    has a network, with HF_HOME on a disk that the compute nodes see; the jobs then run without a network:
+
+    \b
+        export HF_HOME=/shared/hf
+        drope fetch RECIPE                       on the login node
+        HF_HUB_OFFLINE=1 drope run RECIPE        in the job
+
+    What is in the cache is not asked for again, so a second call only brings what is missing, and needs no network if
+    that is nothing. Paths are not copied, only looked for.
+    """
+    from pipeline import fetch as fetching
+
+    loaded = _load(recipe, overrides)
+    if not listed and not as_json:
+        click.echo(fetching.summary(fetching.fetch(loaded)))
+        return
+    states = fetching.listing(loaded)
+    if as_json:
+        click.echo(json.dumps([state.as_dict() for state in states], indent=2))
+        return
+    click.echo("\n".join(state.as_text() for state in states))
+    there = sum(state.lack is None for state in states)
+    rest = "" if there == len(states) else "; drope fetch brings what the Hub has"
+    click.echo(f"{there} of {len(states)} are there{rest}")
 
 
 @main.command("prepare-data", epilog=_OVERRIDES_HELP)
@@ -379,6 +417,9 @@ def demo(overrides: tuple[str, ...], pretrain: bool) -> None:
     recipe, given = prepare_demo(overrides, pretrain=pretrain)
     _run(recipe, given, ("data", "surgery", "recalibration", "export") if pretrain else ())
 
+
+for _command in cluster.COMMANDS:
+    main.add_command(_command)
 
 if __name__ == "__main__":
     main()

@@ -5,6 +5,7 @@ from pathlib import Path
 from model_surgery.known_models import KNOWN_MODELS
 from model_surgery.shape import ModelShape, read_shape
 from pipeline.errors import RecipeError
+from pipeline.hub_errors import hub_error
 from pipeline.recipe import ModelConfig
 
 _DESCRIPTION = ["*.json", "tokenizer.model", "merges.txt", "*.jinja"]
@@ -15,7 +16,8 @@ _TORCH_FILES = ["pytorch_model*.bin"]
 def resolve_model(model: ModelConfig) -> Path:
     """The folder that holds config.json, the tokenizer and the weights, but for weights that are drawn (random_seed).
 
-    Raises: RecipeError if there is no such folder and, for a Hub id, it can be neither downloaded nor found locally.
+    Raises: RecipeError if there is no such folder and, for a Hub id, it can be neither downloaded nor found locally;
+    ConnectionError if the Hub would have to be asked and does not answer; StageFailed if the disk is full.
     """
     folder = Path(model.path)
     if folder.is_dir():
@@ -32,10 +34,7 @@ def resolve_model(model: ModelConfig) -> Path:
             snapshot_download(model.path, revision=model.revision, allow_patterns=_TORCH_FILES)
         return folder
     except Exception as error:  # the Hub client raises a different class for every way of not being reached
-        reason = " ".join(str(error).split())[:200]
-        raise RecipeError(
-            f"model.path = {model.path}: neither a folder nor to be had from the Hub: {reason}"
-        ) from error
+        raise hub_error(f"model.path = {model.path}: neither a folder nor to be had from the Hub", error) from error
 
 
 def plan_shape(model: ModelConfig) -> tuple[ModelShape, str]:

@@ -1,6 +1,9 @@
 """Files of a data set on the Hugging Face Hub, at one commit, out of the local Hub cache or streamed."""
 
+import glob
+import logging
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +19,8 @@ from data_prep.reading.records import one_line
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
+
+log = logging.getLogger(__name__)
 
 CARDS = ("README.md", ".huggingface.yaml", "dataset_infos.json")  # they say which files a configuration has
 
@@ -46,6 +51,36 @@ def hub_files(source: SourceConfig) -> list[tuple[str, int, str]]:
                 f"{missing[0]} first; {_download(source)}"
             )
     return [(prefix + name, sizes[name], source.revision) for name in names]
+
+
+def fetch_files(source: SourceConfig) -> None:
+    """Bring the files of the configuration and split into the local Hub cache, with all that `hub_files` reads.
+
+    Raises: DataError as `hub_files` does, or if the disk has no room for them; ConnectionError.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    listed = hub_files(source)
+    missing = sum(size for url, size, _ in listed if cached_path(url) is None)
+    there = next(folder for folder in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if missing > free:
+        raise DataError(
+            f"source {source.label}: {missing / 1e9:.1f} GB to bring, and {free / 1e9:.1f} GB are free at "
+            f"{HF_HUB_CACHE}; make room, or set HF_HOME to another disk"
+        )
+    log.info("source %s: %d files, %.2f GB of them to bring", source.label, len(listed), missing / 1e9)
+    prefix = f"{HUB}datasets/{source.hub}@{source.revision}/"
+    wanted = [glob.escape(name) for name in (*CARDS, *(url.removeprefix(prefix) for url, _, _ in listed))]
+    with _hub_errors(source):
+        snapshot_download(source.hub, repo_type="dataset", revision=source.revision, allow_patterns=wanted)
+
+
+def forget() -> None:
+    """Forget what this process knows of data sets, for one who wants to see what the cache on the disk has."""
+    _tree.cache_clear()
+    _known_names.clear()
 
 
 def cached_path(url: str) -> str | None:

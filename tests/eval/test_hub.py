@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data_prep.reading.hub_server import HubServer
+from tests.hub_server import HubServer
 
 NAME = "allenai/ai2_arc"
 README = """---

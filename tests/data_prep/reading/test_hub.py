@@ -14,7 +14,7 @@ from data_prep.errors import DataError
 from data_prep.reading.pieces import file_pieces
 from data_prep.reading.readers import read_piece
 from data_prep.reading.sources import source_files
-from tests.data_prep.reading.hub_server import COMMIT, HubServer
+from tests.hub_server import COMMIT, HubServer
 
 NAME = "org/web"
 README = """---

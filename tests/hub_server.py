@@ -1,24 +1,26 @@
-"""A small Hub on this machine: one data set at one commit, as far as huggingface_hub asks for it."""
+"""A small Hub on this machine: data sets and models at one commit, as far as huggingface_hub asks for them."""
 
 import hashlib
 import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REVISIONS = ("main", "v1", COMMIT)
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves `files` (path: content) as data set `name`; gated and absent data sets are called gated/set, no/set."""
+    """Serves `files` (path: content) as data set `name`, and what is added; gated/set is gated, all else absent."""
 
     daemon_threads = True
 
     def __init__(self, name: str, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.name = name
         self.files = files
+        self.repositories = {f"datasets/{name}": files}
         self.requests: list[str] = []
         self.failing = 0  # so many requests for parts of files are answered by an error 500
         self.thread = threading.Thread(target=self.serve_forever, daemon=True)
@@ -27,6 +29,13 @@ class HubServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def add_data(self, name: str, files: dict[str, bytes]) -> None:
+        self.repositories[f"datasets/{name}"] = files
+
+    def add_model(self, name: str, folder: Path) -> None:
+        """Serves the files of a folder as model `name`."""
+        self.repositories[f"models/{name}"] = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def stop(self) -> None:
         self.shutdown()
@@ -47,35 +56,37 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append(f"{self.command} {path} {self.headers.get('Range', '')}".strip())
-        name = self.server.name
         if "/gated/set/" in f"{path}/":
             self._error(403, "GatedRepo")
-        elif f"/{name}/" not in f"{path}/":
+        elif match := re.fullmatch(
+            r"/api/((?:datasets|models)/[^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.+))?)?", path
+        ):
+            self._repository(match[1], match[2], match[3] or "main", match[4] or "")
+        elif match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._file(f"{match[1] or 'models/'}{match[2]}", match[3], match[4])
+        else:
             self._error(404, "RepoNotFound")
-        elif match := re.fullmatch(rf"/api/datasets/{name}(?:/revision/(.+))?", path):
-            self._revision(match[1] or "main")
-        elif match := re.fullmatch(rf"/api/datasets/{name}/tree/([^/]+)(?:/(.+))?", path):
-            self._tree(match[1], match[2] or "")
-        elif match := re.fullmatch(rf"/datasets/{name}/resolve/([^/]+)/(.+)", path):
-            self._file(match[2])
-        else:
-            self._error(404, "EntryNotFound")
 
-    def _revision(self, revision: str) -> None:
-        if revision in ("main", "v1", COMMIT):
-            self._json({"id": self.server.name, "sha": COMMIT, "siblings": [], "tags": [], "private": False})
-        else:
+    def _repository(self, name: str, asked: str | None, revision: str, folder: str) -> None:
+        files = self.server.repositories.get(name)
+        if files is None:
+            self._error(404, "RepoNotFound")
+        elif revision not in REVISIONS:
             self._error(404, "RevisionNotFound")
-
-    def _tree(self, revision: str, folder: str) -> None:
-        if revision == COMMIT:
-            files = self.server.files.items()
-            self._json([_entry(path, content) for path, content in files if path.startswith(folder)])
+        elif asked == "tree":
+            self._json([_entry(path, content) for path, content in files.items() if path.startswith(folder)])
         else:
-            self._error(404, "RevisionNotFound")
+            about = {"id": name.partition("/")[2], "sha": COMMIT, "siblings": [], "tags": [], "private": False}
+            self._json(about)
 
-    def _file(self, path: str) -> None:
-        content = self.server.files.get(path)
+    def _file(self, name: str, revision: str, path: str) -> None:
+        if name not in self.server.repositories:
+            self._error(404, "RepoNotFound")
+            return
+        if revision not in REVISIONS:
+            self._error(404, "RevisionNotFound")
+            return
+        content = self.server.repositories[name].get(path)
         if content is None:
             self._error(404, "EntryNotFound")
             return
