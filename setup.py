@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-PACKAGES = ("pipeline", "model_surgery", "data_prep", "eval")
+PACKAGES = ("pipeline", "model_surgery", "data_prep", "eval", "slurm")
 
 setup(
     name="drope",
@@ -44,6 +44,7 @@ setup(
         "click>=8.5,<9",
         "tqdm>=4.67",
         "psutil>=7.2,<8",
+        "ClusterShell>=1.10,<2",
         "matplotlib>=3.11,<4",
         "jinja2>=3.1",
     ],

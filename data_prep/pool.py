@@ -65,7 +65,7 @@ class Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is KeyboardInterrupt:
+        if kind is not None and not issubclass(kind, ValueError | OSError):  # asked to end, not ended by a document
             for worker in set(multiprocessing.active_children()) - self._others:
                 worker.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -155,7 +155,8 @@ def _start(tokenizer: Path, check_fraction: float, counters: Any, parent: int) -
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the request above
             os.kill(os.getpid(), signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
+    for number in (signal.SIGINT, signal.SIGUSR1):  # Ctrl-C and a scheduler's warning reach all; the parent decides
+        signal.signal(number, signal.SIG_IGN)
     _worker.update(encoders=Encoders(load_tokenizer(tokenizer), check_fraction), counters=counters)
 
 

@@ -96,6 +96,22 @@ def is_planned(out_dir: Path) -> bool:
     return (Path(out_dir) / PIECES / PLAN).is_file() or (Path(out_dir) / artifact.FILE_NAME).is_file()
 
 
+def undone_tasks(config: DataConfig, *, tokenizer: Path, out_dir: Path, of: int) -> list[int]:
+    """Numbers of the tasks, of `of`, that have pieces left to do; all of them where no piece is planned yet.
+
+    Raises: DataError as `check_merge`, but not for pieces that are missing.
+    """
+    out_dir = Path(out_dir)
+    if (out_dir / artifact.FILE_NAME).is_file():
+        return []
+    if not is_planned(out_dir):
+        return list(range(of))
+    preparation = Preparation(config, load_tokenizer(tokenizer), Path(tokenizer), out_dir, 1)
+    preparation.look()
+    refuse_other_files(preparation.plan, config, out_dir)
+    return [task for task in range(of) if next(preparation.jobs(task, of), None) is not None]
+
+
 def check_merge(config: DataConfig, *, tokenizer: Path, out_dir: Path) -> None:
     """Raises: DataError if pieces that the merge needs are not done; the first is named."""
     out_dir = Path(out_dir)

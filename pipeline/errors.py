@@ -5,6 +5,7 @@ import errno
 from data_prep.errors import DataError, WorkFailed
 from eval.errors import EvaluationError
 from model_surgery.errors import SurgeryError
+from slurm.errors import SlurmError, SlurmUnreachable
 
 
 class RecipeError(ValueError):
@@ -19,7 +20,7 @@ class Stopped(RuntimeError):
     """A signal asked for an end, and what was done is safe: the same command goes on from it."""
 
 
-BAD_INPUT = (RecipeError, DataError, SurgeryError, EvaluationError)
+BAD_INPUT = (RecipeError, DataError, SurgeryError, EvaluationError, SlurmError)
 REQUEUE = 75
 _UNUSABLE_PATH = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST),
@@ -37,4 +38,4 @@ def exit_code(error: Exception) -> int | None:
         return 2
     if isinstance(error, Stopped):
         return REQUEUE
-    return 1 if isinstance(error, (StageFailed, WorkFailed, ConnectionError)) else None
+    return 1 if isinstance(error, (StageFailed, WorkFailed, SlurmUnreachable, ConnectionError)) else None

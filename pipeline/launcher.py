@@ -1,9 +1,10 @@
-"""torchrun, which leaves one line about the rank that failed: `python -m pipeline.launcher LINE torchrun's arguments`.
+"""torchrun, which leaves one line about the rank that failed: `python -m pipeline.launcher FILE torchrun's arguments`.
 
-LINE is the file that the line goes to; without it torchrun prints a page about all ranks, most of which failed only
-because one had.
+FILE is where it goes, as JSON: {"line": ..., "of_others": ..., "time": ...}. Without it torchrun prints a page about
+all ranks, most of which failed only because one had.
 """
 
+import json
 import logging
 import signal
 import socket
@@ -19,12 +20,14 @@ _OF_OTHERS = ("closed by peer", "reset by peer", "Broken pipe", "NCCL", "Process
 
 
 def main() -> None:
-    line, *arguments = sys.argv[1:]
+    file, *arguments = sys.argv[1:]
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the line says it
     try:
         run(parse_args(arguments))
     except ChildFailedError as error:
-        Path(line).write_text(told(*first(error.failures), socket.gethostname()), encoding="utf-8")
+        rank, failure = first(error.failures)
+        found = {"line": told(rank, failure, socket.gethostname()), "of_others": is_of_others(failure)}
+        Path(file).write_text(json.dumps(found | {"time": failure.timestamp}), encoding="utf-8")
         sys.exit(1)
 
 
@@ -34,13 +37,13 @@ def first(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
     Time alone does not tell: torchrun has it in whole seconds, and of a killed rank only when it looks.
     """
 
-    def order(rank: int) -> tuple[bool, int, int]:
-        failure = failures[rank]
-        is_of_others = -failure.exitcode == signal.SIGTERM or any(sign in said(failure) for sign in _OF_OTHERS)
-        return is_of_others, failure.timestamp, rank
-
-    rank = min(failures, key=order)
+    rank = min(failures, key=lambda rank: (is_of_others(failures[rank]), failures[rank].timestamp, rank))
     return rank, failures[rank]
+
+
+def is_of_others(failure: ProcessFailure) -> bool:
+    """Whether a rank ended only because another one had."""
+    return -failure.exitcode == signal.SIGTERM or any(sign in said(failure) for sign in _OF_OTHERS)
 
 
 def told(rank: int, failure: ProcessFailure, host: str) -> str:

@@ -163,7 +163,7 @@ def resolved(recipe: Recipe, shape: ModelShape) -> tuple[RecalibrationConfig, st
         shape,
         tensor_parallel=ranks,
         row_length=recipe.data.row_length,
-        gpus=gpus,
+        slots=gpus,
         memory_bytes=memory_bytes,
     )
     if training == wanted:

@@ -1,12 +1,19 @@
 """Starting the worker processes of a stage, and not leaving any behind."""
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+from data_prep.pool import available_cores
 from model_surgery.megatron.cpu import accelerator_name
 from pipeline.errors import StageFailed
 from pipeline.signals import wait_and_pass_on
@@ -25,30 +32,80 @@ def tools_path() -> str:
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
-def torchrun(module: str, arguments: list[str], *, processes: int, log: Path) -> bool:
+@dataclass(frozen=True)
+class Failure:
+    """How a torchrun failed: the line about its first rank that did."""
+
+    line: str
+    of_others: bool
+    """Whether that rank ended only because one of another machine had."""
+    time: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True)
+class Torchrun:
+    """A torchrun on this machine."""
+
+    process: subprocess.Popen[bytes]
+    _left: Path
+
+    def failure(self) -> Failure | None:
+        """Of one that has ended; None where all of its ranks ended well."""
+        if self.process.returncode == 0:
+            return None
+        if self._left.is_file():
+            return Failure(**json.loads(self._left.read_text(encoding="utf-8")))
+        return Failure(f"torchrun ended with code {self.process.returncode}; its messages stand above", True, 0.0)
+
+
+@contextmanager
+def running(
+    where: Sequence[str],
+    module: str,
+    arguments: Sequence[str],
+    *,
+    processes: int,
+    output: IO[bytes] | None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Torchrun]:
+    """`python -m module` in `processes` ranks on this machine; they are gone when the block is left.
+
+    where: torchrun's options of machines and rendezvous. output: where standard output goes, which the engine fills;
+    standard error (progress, errors) stays visible.
+    """
+    with tempfile.TemporaryDirectory(prefix="drope-") as folder:
+        left = Path(folder) / "failure.json"
+        command = [sys.executable, "-m", "pipeline.launcher", str(left), *where, f"--nproc-per-node={processes}"]
+        process = subprocess.Popen(
+            [*command, "-m", module, *arguments],
+            env=worker_environment(processes) | (environment or {}),
+            stdout=output,
+            preexec_fn=_before_torchrun,
+            # In a session of its own: Ctrl-C in a terminal reaches this process alone, which passes it on.
+            start_new_session=True,
+        )
+        try:
+            yield Torchrun(process, left)
+        finally:
+            process.kill()  # its ranks die with it
+            process.wait()
+
+
+def torchrun(module: str, arguments: Sequence[str], *, processes: int, log: Path) -> bool:
     """Runs `python -m module` in `processes` ranks on this machine; whether they were asked to end meanwhile.
 
     Standard error (progress, errors) stays visible; what the engine prints to standard output goes to `log`.
 
     Raises: StageFailed if a rank fails, which names it; its traceback stands on standard error.
     """
-    line = log.with_name("failure.txt")
-    line.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pipeline.launcher", str(line), "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", module, *arguments]
-    with log.open("ab") as output:
-        # In a session of its own: Ctrl-C in a terminal reaches this process alone, which passes it on.
-        options = {"preexec_fn": _before_torchrun, "start_new_session": True}
-        process = subprocess.Popen(command, env=worker_environment(processes), stdout=output, **options)
-        try:
-            asked = wait_and_pass_on(process)
-        finally:
-            process.kill()  # its ranks die with it
-            process.wait()
-    if process.returncode:
-        if line.is_file():
-            raise StageFailed(line.read_text(encoding="utf-8"))
-        raise StageFailed(f"{module} ended with code {process.returncode}; its messages stand above")
+    with (
+        log.open("ab") as output,
+        running(["--standalone"], module, arguments, processes=processes, output=output) as session,
+    ):
+        asked = wait_and_pass_on(session.process)
+        if failure := session.failure():
+            raise StageFailed(failure.line)
     return asked
 
 
@@ -62,7 +119,7 @@ def worker_environment(processes: int) -> dict[str, str]:
     """The environment of the ranks: their share of the cores, ninja on the path, the accelerator for DeepSpeed."""
     environment = {**os.environ, "PATH": tools_path()}
     environment.setdefault("DS_ACCELERATOR", accelerator_name())
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
     environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     environment.setdefault("PYTHONWARNINGS", "ignore")
     return environment

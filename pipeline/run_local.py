@@ -3,8 +3,8 @@
 import fcntl
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from model_surgery.files import write_json
 from pipeline.checks import check_gpus, check_recipe
 from pipeline.disk import explained_full_disk
 from pipeline.errors import BAD_INPUT, RecipeError
+from pipeline.machines import THIS_MACHINE, Machines
 from pipeline.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -43,8 +44,10 @@ class Identity(BaseModel):
     inputs: dict[str, str]
 
 
-def run(recipe: Recipe, only: tuple[str, ...] = ()) -> None:
+def run(recipe: Recipe, only: tuple[str, ...] = (), machines: Machines = THIS_MACHINE) -> None:
     """Runs the recipe's stages (or those named in `only`) in order; complete ones are skipped.
+
+    Trainings run on `machines`, all else on this one.
 
     Raises: RecipeError and the packages' own errors on bad input, StageFailed if a stage's process fails.
     """
@@ -54,27 +57,25 @@ def run(recipe: Recipe, only: tuple[str, ...] = ()) -> None:
     pending = [stage for stage in stages if not is_complete(stage, recipe)]
     if pending:
         check_recipe(recipe, pending)
-        check_training_gpus(recipe, pending)
-        with run_folder(recipe) as folder, stopped_by_signals():
+        check_training_gpus(recipe, pending, machines)
+        with run_folder(recipe, pending) as folder, stopped_by_signals():
             write_recipe(recipe, folder / RECIPE_FILE)
             for stage in stages:
                 # All are looked at again: an input made a moment ago may show that what is there was made from another.
                 if not is_complete(stage, recipe):
-                    run_stage(stage, recipe, folder)
+                    run_stage(stage, recipe, folder, machines)
     for stage in stages:
         if stage not in pending:
             log.info("%-13s complete, skipped", stage.name)
 
 
-def check_training_gpus(recipe: Recipe, pending: list[Stage]) -> None:
-    """Raises: RecipeError if a training stage is about to run with more processes than this machine has GPUs."""
-    import torch
-
+def check_training_gpus(recipe: Recipe, pending: list[Stage], machines: Machines) -> None:
+    """Raises: RecipeError if a training stage is about to run with more processes than there are GPUs."""
     if {stage.name for stage in pending} & {"recalibration", "control"}:
-        check_gpus(recipe, torch.cuda.device_count())
+        check_gpus(recipe, machines.slots)
 
 
-def run_stage(stage: Stage, recipe: Recipe, run_dir: Path) -> None:
+def run_stage(stage: Stage, recipe: Recipe, run_dir: Path, machines: Machines) -> None:
     """One stage from its inputs to its manifest.
 
     A stage that fails on bad input leaves nothing; one that is cut off leaves what a later attempt goes on with.
@@ -86,7 +87,7 @@ def run_stage(stage: Stage, recipe: Recipe, run_dir: Path) -> None:
     log.info("%-13s %s", stage.name, stage.help)
     try:
         with explained_full_disk(folder):
-            facts = stage.run(recipe, run_dir, folder)
+            facts = stage.run(recipe, run_dir, folder, machines)
             save_manifest(stage, identity, folder, started, facts)
     except BAD_INPUT:
         if not stage.resumes or not has_progress(stage, folder):
@@ -205,10 +206,10 @@ def refuse_foreign_folder(folder: Path) -> None:
 
 
 @contextmanager
-def run_folder(recipe: Recipe) -> Iterator[Path]:
-    """The run's folder, made if need be and locked against a second run; removed again if nothing came to be in it.
+def run_folder(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[Path]:
+    """The run's folder, made if need be and these stages locked; removed again if nothing came to be in it.
 
-    Raises: RecipeError if it cannot be made, is something else's folder, or another process runs this recipe now.
+    Raises: RecipeError if it cannot be made, is something else's folder, or another process runs one of them now.
     """
     folder = recipe.folder
     existed = folder.is_dir()
@@ -217,11 +218,10 @@ def run_folder(recipe: Recipe) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise RecipeError(f"runs_dir = {recipe.runs_dir!r}: cannot make {folder.name} there: {error}") from error
-    with (folder / LOCK_FILE).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RecipeError(f"{folder}: another process is running this recipe; wait for it or stop it") from error
+    (folder / LOCK_FILE).touch()
+    with ExitStack() as locks:
+        for stage in stages:
+            locks.enter_context(locked(folder, stage))
         try:
             with explained_full_disk(folder):
                 yield folder
@@ -229,3 +229,23 @@ def run_folder(recipe: Recipe) -> Iterator[Path]:
             if not existed and not any(path.is_dir() for path in folder.iterdir()):
                 shutil.rmtree(folder)
             raise
+
+
+@contextmanager
+def locked(folder: Path, stage: Stage) -> Iterator[None]:
+    """Holds a stage of a run, which other stages may run beside (jobs of a cluster do).
+
+    Raises: RecipeError if another process has it.
+    """
+    with (folder / f"{LOCK_FILE}-{stage.name}").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RecipeError(
+                f"{folder}: another process is running stage {stage.name} of this recipe; wait for it or stop it"
+            ) from error
+        except OSError as error:  # a network file system without locks; jobs of a cluster need none
+            log.warning(
+                "%s: cannot be locked (%s): take care that nobody else runs this recipe", folder, error.strerror
+            )
+        yield

@@ -26,10 +26,11 @@ def stopped_by_signals() -> Iterator[None]:
         yield
 
 
-def wait_and_pass_on(process: subprocess.Popen[bytes]) -> bool:
+def wait_and_pass_on(process: subprocess.Popen[bytes], meanwhile: Callable[[], None] = lambda: None) -> bool:
     """Waits for a torchrun; signals that ask for an end are passed to its ranks as SIGUSR1. Returns whether one came.
 
-    The ranks end by themselves, after a checkpoint; a second Ctrl-C does not wait for that.
+    The ranks end by themselves, after a checkpoint; a second Ctrl-C does not wait for that. `meanwhile` is called about
+    every second.
     """
     wishes: list[int] = []
 
@@ -47,6 +48,7 @@ def wait_and_pass_on(process: subprocess.Popen[bytes]) -> bool:
                 process.wait(timeout=_SECONDS_BETWEEN_WISHES)
                 return bool(wishes)
             except subprocess.TimeoutExpired:
+                meanwhile()
                 if wishes:  # again: ranks that were just starting did not listen yet
                     tell_children(process.pid, signal.SIGUSR1)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.machines import Machines
 from pipeline.model_source import resolve_model
 from pipeline.recalibration.config import OPERATIONAL
 from pipeline.recipe import Recipe
@@ -12,13 +13,13 @@ from pipeline.recipe import Recipe
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. `run(recipe, folder of the run, folder of the stage)` does it and returns facts for the manifest."""
+    """One stage. `run(recipe, folder of the run, folder of the stage, machines)` does it; facts for the manifest."""
 
     name: str
     help: str
     needs: tuple[str, ...]
     config: Callable[[Recipe], dict[str, Any]]
-    run: Callable[[Recipe, Path, Path], dict[str, Any]]
+    run: Callable[[Recipe, Path, Path, Machines], dict[str, Any]]
     needs_also: Callable[[Recipe], tuple[str, ...]] = lambda recipe: ()
     """What it needs only with some settings."""
     sources: Callable[[Recipe], dict[str, str]] = lambda recipe: {}
@@ -84,7 +85,7 @@ def _data_config(recipe: Recipe) -> dict[str, Any]:
     return recipe.data.model_dump(mode="json", exclude=NO_DATA_SETTINGS)
 
 
-def _run_data(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
+def _run_data(recipe: Recipe, run: Path, out_dir: Path, machines: Machines) -> dict[str, Any]:
     from data_prep import prepare
     from data_prep.merge import lineage_summary
     from eval.checks import check_held_out
@@ -110,7 +111,7 @@ def _run_data(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
     return {**parts, "digest": shards.digest, "documents": counts, "encoders": lineage_summary(out_dir)}
 
 
-def _run_surgery(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
+def _run_surgery(recipe: Recipe, run: Path, out_dir: Path, machines: Machines) -> dict[str, Any]:
     from model_surgery import convert
     from pipeline.random_model import draw_source
 
@@ -142,7 +143,9 @@ def _calibration_rows(recipe: Recipe, run: Path) -> Any:
         return torch.stack([rows[index]["tokens"] for index in range(count)])
 
 
-def _train(recipe: Recipe, position_embedding: Literal["none", "rope"], run: Path, out_dir: Path) -> dict[str, Any]:
+def _train(
+    recipe: Recipe, position_embedding: Literal["none", "rope"], run: Path, out_dir: Path, machines: Machines
+) -> dict[str, Any]:
     from pipeline.recalibration.run import run as train
 
     return train(
@@ -152,18 +155,19 @@ def _train(recipe: Recipe, position_embedding: Literal["none", "rope"], run: Pat
         shards=run / "data",
         layout=run / "surgery",
         out_dir=out_dir,
+        machines=machines,
     )
 
 
-def _run_recalibration(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
-    return _train(recipe, recipe.recalibration.position_embedding, run, out_dir)
+def _run_recalibration(recipe: Recipe, run: Path, out_dir: Path, machines: Machines) -> dict[str, Any]:
+    return _train(recipe, recipe.recalibration.position_embedding, run, out_dir, machines)
 
 
-def _run_control(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
-    return _train(recipe, "rope", run, out_dir)
+def _run_control(recipe: Recipe, run: Path, out_dir: Path, machines: Machines) -> dict[str, Any]:
+    return _train(recipe, "rope", run, out_dir, machines)
 
 
-def _run_export(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
+def _run_export(recipe: Recipe, run: Path, out_dir: Path, machines: Machines) -> dict[str, Any]:
     from model_surgery import export
 
     unscaled = recipe.export.model_copy(update={"softmax_scale": None})
@@ -192,7 +196,7 @@ def exported_models(recipe: Recipe) -> dict[str, str]:
     return models | ({"control": "control"} if recipe.recalibration.control else {})
 
 
-def _run_evaluation(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
+def _run_evaluation(recipe: Recipe, run: Path, out_dir: Path, machines: Machines) -> dict[str, Any]:
     from eval import run as evaluation
 
     results = evaluation.run(recipe.evaluation, models=evaluated_models(recipe, run), out_dir=out_dir)
@@ -238,7 +242,7 @@ def _evaluation_fingerprints(recipe: Recipe) -> dict[str, str]:
     return _model_fingerprint(recipe) | found
 
 
-def _run_report(recipe: Recipe, run: Path, out_dir: Path) -> dict[str, Any]:
+def _run_report(recipe: Recipe, run: Path, out_dir: Path, machines: Machines) -> dict[str, Any]:
     from pipeline.report.page import write_report
 
     page = write_report(recipe, run, out_dir)

@@ -11,13 +11,13 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from pipeline.recalibration import loop
 from pipeline.recalibration.guard.spikes import Guard
 from pipeline.recalibration.guard.veto import Veto
+from pipeline.recalibration.job import Job
 from pipeline.recalibration.layer_numbers import LayerWatch
 from pipeline.recalibration.metrics import Metrics
 from pipeline.recalibration.numbers import StepNumbers
@@ -70,4 +70,5 @@ def watch() -> Costs:
 if __name__ == "__main__":
     costs = watch()
     main()
-    (Path(sys.argv[1]).parent / f"costs-{os.environ['RANK']}.json").write_text(json.dumps(costs.seconds))
+    out_dir = Job.model_validate_json(sys.argv[1]).out_dir
+    (out_dir / f"costs-{os.environ['RANK']}.json").write_text(json.dumps(costs.seconds))

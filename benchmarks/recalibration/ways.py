@@ -46,14 +46,13 @@ def ours(case: Case, inputs: Inputs, out_dir: Path, *, module: str = "our_way", 
         shards=inputs.shards,
         out_dir=out_dir,
     )
-    (out_dir / "job.json").write_text(job.model_dump_json())
-    _launch(module, case, out_dir)
+    _launch(module, job.model_dump_json(), case, out_dir)
 
 
 def trainer(case: Case, inputs: Inputs, out_dir: Path) -> None:
     """transformers' Trainer with DeepSpeed ZeRO-1 and an identity rotation."""
     Job(case=case, model=inputs.model, rows=inputs.rows, out_dir=out_dir).save(out_dir / "job.json")
-    _launch("trainer_way", case, out_dir)
+    _launch("trainer_way", str(out_dir / "job.json"), case, out_dir)
 
 
 WAYS: dict[str, Callable[[Case, Inputs, Path], None]] = {way.__name__: way for way in (ours, trainer)}
@@ -87,9 +86,8 @@ def clear(out_dir: Path) -> None:
     out_dir.mkdir(parents=True)
 
 
-def _launch(module: str, case: Case, out_dir: Path) -> None:
-    arguments = [str(out_dir / "job.json")]
-    if torchrun(f"benchmarks.recalibration.{module}", arguments, processes=case.ranks, log=out_dir / "log"):
+def _launch(module: str, argument: str, case: Case, out_dir: Path) -> None:
+    if torchrun(f"benchmarks.recalibration.{module}", [argument], processes=case.ranks, log=out_dir / "log"):
         raise StageFailed("a signal stopped it")
 
 

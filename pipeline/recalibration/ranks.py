@@ -17,25 +17,25 @@ def resolve(
     *,
     tensor_parallel: int,
     row_length: int,
-    gpus: int,
+    slots: int,
     memory_bytes: int,
 ) -> RecalibrationConfig:
     """The settings with numbers for data_parallel and micro_batch. Where both are numbers, nothing but checks.
 
-    data_parallel = auto: as many ranks as there are GPUs for and the batch divides by; one without GPUs.
-    micro_batch = auto: the most rows whose estimated memory is below `USABLE` of a rank's. `memory_bytes` is that of
-    one GPU; without GPUs that of the machine, which its ranks share.
+    data_parallel = auto: as many ranks as there are slots for and the batch divides by; one without slots.
+    micro_batch = auto: the most rows whose estimated memory is below `USABLE` of a rank's. `slots` and `memory_bytes`
+    are those of `pipeline.machines.Machines`.
 
     Raises: RecipeError if not even one row fits, or rows do not divide for sequence parallelism.
     """
     check_row_length(config, tensor_parallel, row_length)
     if config.data_parallel == "auto":
         known = 1 if config.micro_batch == "auto" else config.micro_batch
-        ranks = _largest_divisor(config.batch // known, max(1, gpus // tensor_parallel))
+        ranks = _largest_divisor(config.batch // known, max(1, slots // tensor_parallel))
         config = config.model_copy(update={"data_parallel": ranks})
     if config.micro_batch != "auto":
         return config
-    of_rank = memory_bytes if gpus else memory_bytes // (tensor_parallel * config.data_parallel)
+    of_rank = memory_bytes if slots else memory_bytes // (tensor_parallel * config.data_parallel)
     share = config.batch // config.data_parallel
     for rows in sorted(_divisors(share), reverse=True):
         chosen = config.model_copy(update={"micro_batch": rows})

@@ -4,13 +4,11 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from data_prep.artifact import ShardSet
 from model_surgery.layout import LAYOUT_FILE, Layout
 from pipeline.disk import explained_full_disk
 from pipeline.errors import BAD_INPUT, RecipeError, StageFailed, Stopped
-from pipeline.processes import torchrun
+from pipeline.machines import THIS_MACHINE, Machines
 from pipeline.recalibration.checkpoints.folders import complete, remove_incomplete
 from pipeline.recalibration.checkpoints.intact import damage
 from pipeline.recalibration.checkpoints.state import readable_state
@@ -20,7 +18,7 @@ from pipeline.recalibration.job import End, Job
 from pipeline.recalibration.metrics import append_event, read_events, read_metrics
 from pipeline.recalibration.phases import phases, refuse_unfit
 from pipeline.recalibration.pulse import Fault
-from pipeline.recalibration.ranks import device_memory, resolve
+from pipeline.recalibration.ranks import resolve
 from pipeline.recalibration.schedule import warmup_steps
 from pipeline.recalibration.validation_check import check_validation
 from pipeline.recalibration.wandb_sync import check_wandb
@@ -37,6 +35,7 @@ def run(
     shards: Path,
     layout: Path,
     out_dir: Path,
+    machines: Machines = THIS_MACHINE,
 ) -> dict[str, Any]:
     """Trains from the layout (or the newest intact checkpoint in `out_dir`) and returns the facts of the run.
 
@@ -48,8 +47,8 @@ def run(
     """
     length, shape = ShardSet.load(shards).row_length, Layout.load(layout).shape
     check_schedule(config, length)
-    machine = {"gpus": torch.cuda.device_count(), "memory_bytes": device_memory()}
-    chosen = resolve(config, shape, tensor_parallel=tensor_parallel, row_length=length, **machine)
+    room = {"slots": machines.slots, "memory_bytes": machines.memory_bytes}
+    chosen = resolve(config, shape, tensor_parallel=tensor_parallel, row_length=length, **room)
     if chosen != config:
         ranks, rows = chosen.data_parallel, chosen.micro_batch
         log.info("%-13s %d data-parallel ranks, micro batches of %d rows", "", ranks, rows)
@@ -66,7 +65,7 @@ def run(
     # Without its layout.json a layout of an earlier, cut-off attempt is not taken for the one of this run.
     (out_dir / "layout" / LAYOUT_FILE).unlink(missing_ok=True)
     try:
-        while (end := launch(job)).reason != "finished":
+        while (end := launch(job, machines)).reason != "finished":
             log.info("%-13s goes on: %s at step %s", "", end.reason, f"{end.step:,}")
     except BAD_INPUT:
         remove_incomplete(job.checkpoints)
@@ -90,7 +89,7 @@ def check(job: Job) -> None:
         refuse_unfit(checkpoint, readable_state(checkpoint), job.config, of_run, layout, shards.row_length)
 
 
-def launch(job: Job) -> End:
+def launch(job: Job, machines: Machines) -> End:
     """One session of training processes; why they ended.
 
     Raises: RecipeError, Stopped or StageFailed, by their reason.
@@ -100,9 +99,10 @@ def launch(job: Job) -> End:
     asked, failure = False, StageFailed("the training processes ended without saying why; see engine.log")
     try:
         with explained_full_disk(job.out_dir):
-            arguments = [str(job.out_dir / "job.json")]
+            # Not the path of job.json, which other nodes may still see as an earlier session left it.
+            arguments = [job.model_dump_json()]
             processes = job.tensor_parallel * job.config.data_parallel
-            asked = torchrun(WORKER, arguments, processes=processes, log=job.out_dir / "engine.log")
+            asked = machines.torchrun(WORKER, arguments, processes=processes, log=job.out_dir / "engine.log")
     except StageFailed as error:
         # Where torchrun was told to end too, or a rank refused, it fails although its ranks said why.
         failure = error

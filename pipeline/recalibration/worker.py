@@ -1,9 +1,8 @@
-"""One training process: `torchrun ... -m pipeline.recalibration.worker JOB.json`."""
+"""One training process: `torchrun ... -m pipeline.recalibration.worker JOB`, a Job as JSON."""
 
 import logging
 import os
 import sys
-from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -18,7 +17,7 @@ def main() -> None:
     forgo_compiler_if_no_gpu()
     from pipeline.recalibration.job import End, Job
 
-    job = Job.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    job = Job.model_validate_json(sys.argv[1])
     if job.config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     from pipeline.recalibration.loop import train

@@ -8,8 +8,10 @@ import yaml
 from pydantic import BaseModel
 
 from pipeline import recipe as recipes
+from pipeline import yaml_files
 from pipeline.errors import RecipeError
-from pipeline.recipe import Recipe, fields_of, load_recipe, parse_yaml
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.yaml_files import fields_of, parse_yaml
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -123,9 +125,9 @@ def test_every_field_says_what_it_is() -> None:
     def undescribed(section: type[BaseModel], prefix: str) -> list[str]:
         found = [prefix + name for name, field in section.model_fields.items() if not field.description]
         for name, field in section.model_fields.items():
-            nested = recipes._section_type(field.annotation)
+            nested = yaml_files._section_type(field.annotation)
             found += undescribed(nested, f"{prefix}{name}.") if nested else []
         return found
 
-    assert "warmup_steps" in fields_of(("recalibration", "schedule"))
+    assert "warmup_steps" in fields_of(Recipe, ("recalibration", "schedule"))
     assert undescribed(Recipe, "") == []

@@ -184,9 +184,10 @@ def test_two_runs_at_once_are_refused(write_recipe: Callable[..., Path], tmp_pat
 
     folder = tmp_path / "runs" / "tiny"
     folder.mkdir(parents=True)
-    with (folder / ".lock").open("w") as lock:
+    (folder / ".lock").touch()
+    with (folder / ".lock-data").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(RecipeError, match="another process is running this recipe"):
+        with pytest.raises(RecipeError, match="another process is running stage data"):
             run(load_recipe(write_recipe()), ("data",))
 
 

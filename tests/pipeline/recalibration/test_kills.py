@@ -101,7 +101,7 @@ class Victim:
         found = []
         for process in psutil.process_iter(["cmdline"]):
             line = process.info["cmdline"] or []
-            if str(self.job.out_dir / "job.json") in line and "pipeline.launcher" not in line:
+            if self.job.model_dump_json() in line and "pipeline.launcher" not in line:
                 found.append(process)
         return found
 

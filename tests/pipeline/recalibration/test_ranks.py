@@ -30,13 +30,13 @@ def chosen(
     **changes: object,
 ) -> RecalibrationConfig:
     sizes = {"tensor_parallel": tensor_parallel, "row_length": row_length}
-    return resolve(settings(**changes), shape, **sizes, gpus=gpus, memory_bytes=memory)
+    return resolve(settings(**changes), shape, **sizes, slots=gpus, memory_bytes=memory)
 
 
 def test_numbers_stay_as_they_are() -> None:
     config = settings(data_parallel=4, micro_batch=2)
     sizes = {"tensor_parallel": 1, "row_length": 4096}
-    assert resolve(config, LLAMA, **sizes, gpus=0, memory_bytes=1) is config
+    assert resolve(config, LLAMA, **sizes, slots=0, memory_bytes=1) is config
 
 
 @pytest.mark.parametrize(

@@ -185,9 +185,8 @@ def test_zero_3_in_many_sub_groups(
     sizes = {"tensor_parallel": 2, "layout": layouts["odd"], "shards": shards, "out_dir": out}
     job = Job(config=configured(settings, "fp32", ODD_ZERO_3), position_embedding="none", **sizes)
     out.mkdir()
-    (out / "job.json").write_text(job.model_dump_json())
     worker, log = "tests.pipeline.recalibration.small_groups_worker", tmp_path / "log"
-    torchrun(worker, [str(out / "job.json")], processes=4, log=log)
+    torchrun(worker, [job.model_dump_json()], processes=4, log=log)
     checkpoint = out / "checkpoints" / STEP_4
     assert len(load_file(checkpoint / "zero_pp_rank_0_mp_rank_00_model_states.pt")["param_shapes"]) >= 4
     for name, path in (("small", checkpoint), ("one", whole / "checkpoints" / STEP_4)):

@@ -1,0 +1,187 @@
+"""The folder jobs/ of a run: what was submitted, and what the jobs say of themselves. State on disk, no daemon."""
+
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from model_surgery.files import write_json
+from pipeline.errors import RecipeError
+
+JOBS = "jobs"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Submitted(_Record):
+    """A job that SLURM has accepted: a line of submitted.jsonl."""
+
+    time: datetime
+    part: str
+    stage: str
+    does: Literal["all", "tasks", "merge"]
+    job_id: int
+    name: str
+    after: str
+    """Its dependencies, as sbatch was told."""
+    tasks: tuple[int, ...] = ()
+    """Numbers of the tasks among all of the part; empty for a job that is no array."""
+    offset: int = 0
+    """Number of a task less its index in SLURM's array."""
+    of: int = 1
+    """How many tasks the part has."""
+    log: str
+    """Path of its logs without their ending: .JOB.log, .ARRAY_INDEX.log, .JOB.NODE.log."""
+
+    def log_file(self, index: int | None) -> Path:
+        """The log of the job, or of the task with that index in SLURM's array."""
+        number = str(self.job_id) if index is None else f"{self.job_id}_{index}"
+        return Path(f"{self.log}.{number}.log")
+
+
+class Attempt(_Record):
+    """One allocation in which a job, or a task, worked."""
+
+    restarts: int
+    """How often SLURM had restarted the job before."""
+    nodes: tuple[str, ...]
+    started: datetime
+    progress: int
+    """What the stage's folder held at the start, see `pipeline.cluster.progress`."""
+    ended: datetime | None = None
+    """None: it is under way, or ended without being able to say so."""
+    code: int | None = None
+    """Exit code; 75 where it is to go on in another allocation."""
+    message: str = ""
+    """Why it ended otherwise than well."""
+
+
+class Attempts(_Record):
+    """All allocations of a job or a task: attempts/PART.JOB[_INDEX].json."""
+
+    part: str
+    job_id: int
+    index: int | None
+    """Index in SLURM's array."""
+    attempts: tuple[Attempt, ...] = ()
+
+
+class JobNames:
+    """Names of a run's jobs in SLURM: RUN.PART.LABEL, or RUN.PART+OFFSET.LABEL for a further array of tasks."""
+
+    def __init__(self, run: str, label: str) -> None:
+        """label: what no other run's jobs have."""
+        self._prefix, self._suffix = f"{run}.", f".{label}"
+
+    def are_ours(self, name: str) -> bool:
+        return name.startswith(self._prefix) and name.endswith(self._suffix)
+
+    def write(self, part: str, offset: int = 0) -> str:
+        return f"{self._prefix}{part}{f'+{offset}' if offset else ''}{self._suffix}"
+
+    def read(self, name: str) -> tuple[str, int]:
+        """Part and offset."""
+        part, _, offset = name.removeprefix(self._prefix).removesuffix(self._suffix).partition("+")
+        return part, int(offset or 0)
+
+
+class JobsFolder:
+    """Paths and records below RUN/jobs."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.path = run / JOBS
+        self.scripts, self.logs, self.verdicts = self.path / "scripts", self.path / "logs", self.path / "verdicts"
+        self.lock = self.path / "submit.lock"
+        self._attempts, self._journal, self._token = (
+            self.path / "attempts",
+            self.path / "submitted.jsonl",
+            self.path / "id",
+        )
+
+    def make(self) -> None:
+        """Makes the folders, and the secret that the jobs of this run know each other by."""
+        for folder in (self.scripts, self.logs, self.verdicts, self._attempts):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not self._token.is_file():
+            temporary = self._token.with_name(f".id.{os.getpid()}.{secrets.token_hex(4)}")
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_hex(16) + "\n")
+            try:
+                os.link(temporary, self._token)  # of two at once the first one's stays
+            except FileExistsError:
+                temporary.unlink()
+            else:
+                temporary.unlink()
+
+    @property
+    def exists(self) -> bool:
+        """Whether jobs of this run were ever submitted."""
+        return self._token.is_file()
+
+    @property
+    def token(self) -> str:
+        """Raises: RecipeError if nothing has been submitted in this run."""
+        try:
+            return self._token.read_text().strip()
+        except OSError as error:
+            raise RecipeError(
+                f"{self.run}: no job of this run was submitted (drope submit RECIPE --cluster C)"
+            ) from error
+
+    @property
+    def label(self) -> str:
+        """Eight characters in the names of this run's jobs, and of no other's."""
+        return self.token[:8]
+
+    def excluded(self, part: str) -> Path:
+        """The file that names nodes which the part's job is not to use again."""
+        return self.path / f"excluded-{part}"
+
+    def recipe(self, digest: str) -> Path:
+        return self.path / f"recipe-{digest[:12]}.yaml"
+
+    def submitted(self) -> list[Submitted]:
+        """All accepted jobs, oldest first."""
+        if not self._journal.is_file():
+            return []
+        text = self._journal.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1].splitlines()  # a submit may have been cut off in a line
+        return [Submitted.model_validate_json(line) for line in whole if line.strip()]
+
+    def add(self, job: Submitted) -> None:
+        """Adds an accepted job, on disk when this returns."""
+        text = self._journal.read_text(encoding="utf-8") if self._journal.is_file() else ""
+        broken = "\n" if text and not text.endswith("\n") else ""
+        with self._journal.open("a", encoding="utf-8") as file:
+            file.write(broken + job.model_dump_json() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def attempts(self, part: str, job_id: int, index: int | None) -> Attempts:
+        """What a job, or a task, has said of its allocations."""
+        path = self._attempts_file(part, job_id, index)
+        if not path.is_file():
+            return Attempts(part=part, job_id=job_id, index=index)
+        return Attempts.model_validate_json(path.read_bytes())
+
+    def attempts_of(self, part: str, job_id: int, indices: Sequence[int | None]) -> dict[int | None, Attempts]:
+        """Of many tasks, by index; those that have said nothing are left out."""
+        present = {path.name for path in self._attempts.glob(f"{part}.{job_id}*.json")}
+        wanted = [index for index in indices if self._attempts_file(part, job_id, index).name in present]
+        return {index: self.attempts(part, job_id, index) for index in wanted}
+
+    def write_attempts(self, attempts: Attempts) -> None:
+        path = self._attempts_file(attempts.part, attempts.job_id, attempts.index)
+        write_json(path, json.loads(attempts.model_dump_json()))
+
+    def _attempts_file(self, part: str, job_id: int, index: int | None) -> Path:
+        return self._attempts / f"{part}.{job_id}{'' if index is None else f'_{index}'}.json"

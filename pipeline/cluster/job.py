@@ -1,0 +1,236 @@
+"""What runs inside a job: one part of a run, from the node's first look to the record of its end."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.cluster.folder import Attempt, Attempts, JobsFolder
+from pipeline.cluster.follower import follow
+from pipeline.cluster.head import Head
+from pipeline.cluster.nodes import exclude, suspects, versions
+from pipeline.cluster.parts import TRAININGS
+from pipeline.cluster.progress import progress
+from pipeline.cluster.spread import fitting_data_parallel, usable_slots
+from pipeline.errors import BAD_INPUT, REQUEUE, RecipeError, StageFailed, Stopped, exit_code
+from pipeline.manifest import now
+from pipeline.recipe import Recipe
+from pipeline.signals import stopped_by_signals
+from pipeline.stages import Stage, stages_of
+from slurm.step import Step
+
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 120.0
+"""How long what another node has written may take to be seen here."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job of a run is there for."""
+
+    stage: str
+    does: Literal["all", "tasks", "merge"]
+    part: str
+    of: int
+    """Number of tasks."""
+    offset: int
+    """Number of a task less its index in SLURM's array."""
+    per_node: int
+    """Processes of a training on every node."""
+    nodes_min: int
+    barren: int
+    """Allocations in a row that may bring nothing."""
+
+
+class Elsewhere(Stopped):
+    """The job can go on at once, but not on these nodes."""
+
+
+def run_job(recipe: Recipe, work: Work) -> int:
+    """This process's share of the job; its exit code.
+
+    Raises: as the stage; Stopped where the job goes on in another allocation.
+    """
+    step, folder = Step.from_environment(os.environ), JobsFolder(recipe.folder)
+    if step.rank:
+        node_log = folder.logs / f"{work.part}.{step.label}.{step.node}.log"
+        return follow(step, token=folder.token, versions=versions(), log_file=node_log)
+    with recorded(folder, step, work), stopped_by_signals():
+        refuse_endless(folder.attempts(work.part, step.job_id, step.task), work)
+        avoid_bad_nodes(folder, step, work)
+        stage = next(stage for stage in stages_of(recipe) if stage.name == work.stage)
+        await_inputs(recipe, stage)
+        if work.stage in TRAININGS:
+            train(recipe, work, step, folder)
+        else:
+            do(recipe, work, step)
+    return 0
+
+
+def do(recipe: Recipe, work: Work, step: Step) -> None:
+    """A stage, or its tasks or merge, on this node alone."""
+    from pipeline import data_tasks, evaluation_tasks
+    from pipeline.run_local import run
+
+    tasks = {"data": data_tasks, "evaluation": evaluation_tasks}.get(work.stage)
+    if work.does == "tasks":
+        tasks.run_task(recipe, (step.task or 0) + work.offset, work.of)
+        return
+    if work.does == "merge":
+        try:
+            patiently(lambda: tasks.check_merge(recipe))
+        except BAD_INPUT as error:
+            if work.stage != "data":  # scores may need a GPU, tokens do not
+                raise
+            log.info("%s", error)
+            log.info("the rest is done here")
+    run(recipe, (work.stage,))
+
+
+def train(recipe: Recipe, work: Work, step: Step, folder: JobsFolder) -> None:
+    """A training on all nodes of the job."""
+    from pipeline.run_local import run
+
+    per_node = usable_slots(work.per_node, recipe.surgery.tensor_parallel)
+    head = Head(step, token=folder.token, per_node=per_node, versions=versions())
+    try:
+        with head:
+            try:
+                run(fitted(recipe, head.slots), (work.stage,), machines=head)
+                head.verdict = 0
+            except Exception as error:
+                head.verdict = REQUEUE if head.lost else exit_code(error) or 1
+                raise
+    except StageFailed as error:
+        if not head.lost:
+            raise
+        exclude(folder, work.part, head.lost, nodes_min=work.nodes_min)
+        raise Elsewhere(f"{error}; the job goes on without") from error
+
+
+def fitted(recipe: Recipe, slots: int) -> Recipe:
+    """The recipe with as many data-parallel ranks as there is room for, if it wants more.
+
+    Raises: RecipeError if not even one fits.
+    """
+    training, tensor_parallel = recipe.recalibration, recipe.surgery.tensor_parallel
+    if slots < tensor_parallel:
+        raise RecipeError(
+            f"surgery.tensor_parallel = {tensor_parallel}: the job's nodes have room for {slots} processes"
+        )
+    if training.data_parallel == "auto":
+        return recipe
+    rows = training.batch // (1 if training.micro_batch == "auto" else training.micro_batch)
+    ranks = fitting_data_parallel(training.data_parallel, rows=rows, slots=slots, tensor_parallel=tensor_parallel)
+    if ranks == training.data_parallel:
+        return recipe
+    log.warning("room for %d processes: %d data-parallel ranks instead of %d", slots, ranks, training.data_parallel)
+    changed = training.model_copy(update={"data_parallel": ranks})
+    return recipe.model_copy(update={"recalibration": changed})
+
+
+@contextmanager
+def recorded(folder: JobsFolder, step: Step, work: Work) -> Iterator[None]:
+    """Leaves a record of this allocation, and the verdict for the script that runs this.
+
+    A stop in which nothing was finished is made a failure: it would come again and again.
+    """
+    before = folder.attempts(work.part, step.job_id, step.task)
+    reached = progress(work.stage, folder.run / work.stage)
+    attempt = Attempt(restarts=step.restarts, nodes=step.nodes, started=now(), progress=reached)
+    folder.write_attempts(_with(before, attempt))
+    code, message = 1, "ended by an error that it did not foresee; see its log"
+    try:
+        try:
+            yield
+            code, message = 0, ""
+        except Stopped as error:
+            if not isinstance(error, Elsewhere) and progress(work.stage, folder.run / work.stage) == reached:
+                raise StageFailed(
+                    f"{error}; nothing was finished in this allocation, so the job is not requeued: give it more time "
+                    "(time, restarts.warning_seconds in the cluster profile), or let checkpoints come sooner"
+                ) from error
+            raise
+    except SystemExit as error:
+        code, message = int(error.code or 0), ""
+        raise
+    except BaseException as error:
+        code, message = exit_code(error) or 1, " ".join(str(error).split()) or type(error).__name__
+        raise
+    finally:
+        ended = attempt.model_copy(update={"ended": now(), "code": code, "message": message})
+        folder.write_attempts(_with(before, ended))
+        (folder.verdicts / f"{work.part}.{step.own_id}").write_text(f"{code}\n")
+
+
+def _with(before: Attempts, attempt: Attempt) -> Attempts:
+    return before.model_copy(update={"attempts": (*before.attempts, attempt)})
+
+
+def refuse_endless(attempts: Attempts, work: Work) -> None:
+    """Raises: StageFailed if this job was restarted again and again without coming further.
+
+    The last of `attempts` is the present one.
+    """
+    *earlier, present = attempts.attempts
+    barren = 0
+    for attempt in reversed(earlier):
+        if attempt.progress != present.progress:
+            break
+        barren += 1
+    if barren >= work.barren:
+        raise StageFailed(
+            f"{barren} allocations in a row brought nothing (progress {present.progress}): the job ends; the logs say "
+            "why; drope submit begins anew"
+        )
+
+
+def avoid_bad_nodes(folder: JobsFolder, step: Step, work: Work) -> None:
+    """Raises: Elsewhere if this allocation has a node on which the last one died, and there are enough others."""
+    *earlier, _ = folder.attempts(work.part, step.job_id, step.task).attempts
+    if not earlier or earlier[-1].ended is not None:
+        return
+    bad = suspects(earlier[-1].nodes, earlier[-1].started)
+    if not bad:
+        return
+    excluded = exclude(folder, work.part, bad, nodes_min=work.nodes_min)
+    if used := sorted(set(step.nodes) & set(excluded)):
+        raise Elsewhere(f"{', '.join(used)} failed under the last allocation; the job goes on without")
+
+
+def await_inputs(recipe: Recipe, stage: Stage, seconds: float = PATIENCE_SECONDS) -> None:
+    """Waits until the manifests of the stages before are seen; SLURM has let this job begin, so they are written.
+
+    A stage that never comes is the stage's own error, which says more.
+    """
+    names = {other.name for other in stages_of(recipe)}
+    wanted = [recipe.folder / name for name in (*stage.needs, *stage.needs_also(recipe)) if name in names]
+    end = time.monotonic() + seconds
+    while (missing := [path for path in wanted if not _seen(path / "manifest.json")]) and time.monotonic() < end:
+        log.info("waiting to see %s", missing[0])
+        time.sleep(1)
+
+
+def _seen(path: Path) -> bool:
+    """Whether a file is there; the folder is listed, since a network file system remembers what was not there."""
+    return path.parent.is_dir() and path.name in os.listdir(path.parent)
+
+
+def patiently(check: Callable[[], None], seconds: float = PATIENCE_SECONDS) -> None:
+    """Calls `check` again while it refuses what may only not be seen yet.
+
+    Raises: as `check` in the end.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return check()
+        except BAD_INPUT:
+            if time.monotonic() > end:
+                raise
+        time.sleep(2)

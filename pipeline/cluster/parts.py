@@ -1,0 +1,73 @@
+"""The jobs that a run's stages become: which there are, and which must have ended before which."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import RecipeError
+from pipeline.recipe import Recipe
+from pipeline.stages import Stage, stages_of
+from slurm.profile import ClusterProfile
+
+ARRAYS = ("data", "evaluation")
+"""Stages that many tasks can do."""
+TRAININGS = ("recalibration", "control")
+MOST_TASKS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Part:
+    """One job, or array of jobs, of a stage."""
+
+    stage: str
+    does: Literal["all", "tasks", "merge"]
+    """The whole stage, its tasks, or putting together what the tasks made."""
+    needs: tuple[str, ...]
+    """Names of the parts that must have ended well before this one begins."""
+    tasks: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}-merge" if self.does == "merge" else self.stage
+
+
+def parts_of(recipe: Recipe, profile: ClusterProfile, stages: Sequence[Stage]) -> list[Part]:
+    """The parts of these stages, in order. A need for a stage that is not among them is left out."""
+    last: dict[str, str] = {}
+    found: list[Part] = []
+    for stage in stages:
+        needs = tuple(last[name] for name in (*stage.needs, *stage.needs_also(recipe)) if name in last)
+        tasks = min(profile.resources(stage.name).tasks or 1, most_tasks(recipe, stage.name))
+        if tasks > 1:
+            found.append(Part(stage.name, "tasks", needs, tasks))
+            found.append(Part(stage.name, "merge", (stage.name,)))
+        else:
+            found.append(Part(stage.name, "all", needs))
+        last[stage.name] = found[-1].name
+    return found
+
+
+def most_tasks(recipe: Recipe, stage: str) -> int:
+    """How many tasks could have something to do, where that is known before any work; 1 for what cannot be divided."""
+    if stage == "evaluation":
+        from eval.units import plan_units
+
+        return len(plan_units(recipe.evaluation))
+    return MOST_TASKS if stage in ARRAYS else 1
+
+
+def stages_between(recipe: Recipe, first: str | None, last: str | None) -> list[Stage]:
+    """The recipe's stages from `first` to `last`; None: from the beginning, to the end.
+
+    Raises: RecipeError for a stage that the recipe has not, or an order in which nothing is left.
+    """
+    stages = stages_of(recipe)
+    names = [stage.name for stage in stages]
+    for option, name in (("--from", first), ("--until", last)):
+        if name is not None and name not in names:
+            raise RecipeError(f"{option} {name}: this recipe has {', '.join(names)}")
+    begin = names.index(first) if first else 0
+    end = names.index(last) if last else len(names) - 1
+    if begin > end:
+        raise RecipeError(f"--from {first} --until {last}: {first} comes after {last}")
+    return stages[begin : end + 1]

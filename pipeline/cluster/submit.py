@@ -1,0 +1,295 @@
+"""Submitting a run as a chain of jobs: what is complete, or on its way, is left alone."""
+
+import logging
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.cluster.chain import job_of, recipe_copy, resources_of, write_recipe_copy
+from pipeline.cluster.folder import JobNames, JobsFolder, Submitted
+from pipeline.cluster.lock import only_one
+from pipeline.cluster.parts import Part, parts_of, stages_between
+from pipeline.cluster.undone import undone_tasks
+from pipeline.errors import RecipeError
+from pipeline.manifest import now
+from pipeline.recipe import Recipe
+from pipeline.run_local import LOCK_FILE, is_complete, refuse_foreign_folder
+from pipeline.stages import Stage
+from slurm import client
+from slurm.client import JobState
+from slurm.job import Job, ranges
+from slurm.profile import ClusterProfile
+from slurm.script import script_text
+
+log = logging.getLogger(__name__)
+
+_DEFAULT_ARRAY_SIZE = 1001
+"""SLURM's own default of MaxArraySize; indices lie below it."""
+_UNKNOWN_LABEL = "xxxxxxxx"
+"""In a dry run before the first submission, which draws it."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A script that would be submitted, and after which parts."""
+
+    part: Part
+    script: Path
+    text: str
+    job: Job
+    offset: int
+
+
+@dataclass
+class Chain:
+    """What submitting a run comes to."""
+
+    skipped: list[str] = field(default_factory=list)
+    """Stages that are complete."""
+    kept: dict[str, list[Submitted]] = field(default_factory=dict)
+    """Jobs that wait or run already, by part."""
+    planned: list[Planned] = field(default_factory=list)
+    submitted: list[Submitted] = field(default_factory=list)
+
+
+class Submission:
+    """One call of `drope submit`."""
+
+    def __init__(self, recipe: Recipe, profile: ClusterProfile, stages: Sequence[Stage], *, dry: bool) -> None:
+        self.recipe, self.profile, self.dry = recipe, profile, dry
+        self.folder = JobsFolder(recipe.folder)
+        self.complete = [stage.name for stage in stages if is_complete(stage, recipe)]
+        self.parts = parts_of(recipe, profile, [stage for stage in stages if stage.name not in self.complete])
+        self.chain = Chain(skipped=self.complete)
+        self._names = JobNames(recipe.name, self.folder.label if self.folder.exists else _UNKNOWN_LABEL)
+        self._active: list[JobState] = []
+
+    def run(self) -> Chain:
+        """Raises: RecipeError, SlurmError, SlurmUnreachable. Jobs accepted until then are kept, and found again."""
+        if self.dry:
+            self._plan_all(recipe_copy(self.recipe, self.folder))
+            return self.chain
+        with only_one(self.folder.lock, f"drope submit of {self.recipe.name}"):
+            self._active = self._known_jobs()
+            self._plan_all(write_recipe_copy(self.recipe, self.folder))
+            for planned in self.chain.planned:
+                planned.script.write_text(planned.text, encoding="utf-8")
+            for planned in self.chain.planned:
+                client.check(planned.script, planned.part.name)
+            for planned in self.chain.planned:
+                self._submit(planned)
+        return self.chain
+
+    def _known_jobs(self) -> list[JobState]:
+        """This run's jobs that wait or run. Ones that a submit which was cut off did not write down are added now."""
+        active = [state for state in client.queued(self._names.are_ours) if state.is_active]
+        journal = self.folder.submitted()
+        known = {job.job_id for job in journal}
+        for job_id in sorted({state.job_id for state in active} - known):
+            states = [state for state in active if state.job_id == job_id]
+            found = self._as_submitted(states)
+            if found is not None:
+                log.warning(
+                    "job %d (%s) was accepted by SLURM before a submit was cut off; it is kept", job_id, found.part
+                )
+                self.folder.add(found)
+        return active
+
+    def _as_submitted(self, states: list[JobState]) -> Submitted | None:
+        """What would have been written down of a job."""
+        name, offset = self._names.read(states[0].name)
+        part = next((part for part in self.parts if part.name == name), None)
+        if part is None:
+            return None
+        tasks = [state.task + offset for state in states if state.task is not None]
+        return self._record(part, states[0].job_id, "", tasks, offset)
+
+    def _plan_all(self, recipe_file: Path) -> None:
+        anew: set[str] = set()
+        for part in self.parts:
+            kept = self._kept(part, anew)
+            if kept and part.does != "tasks":
+                self.chain.kept[part.name] = kept
+                continue
+            planned = self._planned(part, recipe_file, kept)
+            self.chain.planned += planned
+            if kept:
+                self.chain.kept[part.name] = kept
+            if planned:
+                anew.add(part.name)
+
+    def _kept(self, part: Part, anew: set[str]) -> list[Submitted]:
+        """Jobs of the part that wait or run. One that waits for a part which begins anew could never begin: it ends."""
+        ids = {state.job_id for state in self._active if self._names.read(state.name)[0] == part.name}
+        if ids and anew & set(part.needs):
+            waiting = [number for number in ids if not any(s.is_running for s in self._active if s.job_id == number)]
+            log.info("%s: job %s waited for what begins anew; it is replaced", part.name, ", ".join(map(str, waiting)))
+            client.cancel([str(number) for number in waiting])
+            ids -= set(waiting)
+        return [job for job in self.folder.submitted() if job.job_id in ids] if ids else []
+
+    def _planned(self, part: Part, recipe_file: Path, kept: list[Submitted]) -> list[Planned]:
+        """The part's scripts: one, or for an array as many as its tasks need under the cluster's MaxArraySize."""
+        if part.does != "tasks":
+            return [self._script(part, recipe_file)]
+        on_their_way = self._active_tasks(kept)
+        tasks = [task for task in undone_tasks(self.recipe, part.stage, part.tasks) if task not in on_their_way]
+        size = int(client.setting("MaxArraySize", str(_DEFAULT_ARRAY_SIZE))) if not self.dry or tasks else 1
+        chunks: dict[int, list[int]] = {}
+        for task in tasks:
+            chunks.setdefault(task // size * size, []).append(task)
+        return [
+            self._script(part, recipe_file, [task - offset for task in members], offset)
+            for offset, members in chunks.items()
+        ]
+
+    def _active_tasks(self, kept: list[Submitted]) -> set[int]:
+        offsets = {job.job_id: job.offset for job in kept}
+        return {
+            state.task + offsets[state.job_id]
+            for state in self._active
+            if state.job_id in offsets and state.task is not None
+        }
+
+    def _script(self, part: Part, recipe_file: Path, indices: Sequence[int] = (), offset: int = 0) -> Planned:
+        where = {"recipe_file": recipe_file, "working_dir": Path.cwd(), "name": self._names.write(part.name, offset)}
+        job = job_of(part, self.recipe, self.profile, self.folder, indices=indices, offset=offset, **where)
+        script = self.folder.scripts / f"{part.name}{f'-{offset}' if offset else ''}.sh"
+        return Planned(part, script, script_text(job, self.profile), job, offset)
+
+    def _submit(self, planned: Planned) -> None:
+        part, after = planned.part, self._after(planned.part)
+        exclude = planned.job.resources.exclude
+        self.folder.excluded(part.name).write_text(f"{exclude}\n" if exclude else "", encoding="utf-8")
+        answer = client.submit(planned.script, after, accepted=self._newly_accepted(part, planned.offset))
+        tasks = [index + planned.offset for index in planned.job.array]
+        record = self._record(part, answer, after, tasks, planned.offset)
+        self.folder.add(record)
+        self.chain.submitted.append(record)
+
+    def _newly_accepted(self, part: Part, offset: int) -> Callable[[], int | None]:
+        """Looks for a job of the part that SLURM has although its answer did not come."""
+        before = {state.job_id for state in self._active} | {job.job_id for job in self.folder.submitted()}
+
+        def look() -> int | None:
+            ours = client.queued(lambda name: name == self._names.write(part.name, offset))
+            return min({state.job_id for state in ours} - before, default=None)
+
+        return look
+
+    def _record(self, part: Part, job_id: int, after: str, tasks: Sequence[int], offset: int) -> Submitted:
+        return Submitted(
+            time=now(),
+            part=part.name,
+            stage=part.stage,
+            does=part.does,
+            job_id=job_id,
+            name=self._names.write(part.name, offset),
+            after=after,
+            tasks=tuple(tasks),
+            offset=offset,
+            of=part.tasks,
+            log=str(self.folder.logs.absolute() / part.name),
+        )
+
+    def _after(self, part: Part) -> str:
+        """The dependencies of a part, as sbatch takes them.
+
+        Of an array that was there before, some tasks may have failed and run again in a new one: it only has to end.
+        """
+        clauses = []
+        for need in part.needs:
+            fresh = [job.job_id for job in self.chain.submitted if job.part == need]
+            kept = [job.job_id for job in self.chain.kept.get(need, [])]
+            clauses += [f"afterok:{job_id}" for job_id in fresh]
+            clauses += [f"{'afterany' if fresh else 'afterok'}:{job_id}" for job_id in kept]
+        return ",".join(clauses)
+
+
+def submit(recipe: Recipe, profile: ClusterProfile, *, first: str | None, last: str | None) -> Chain:
+    """Submits the stages from `first` to `last` that are neither complete nor on their way.
+
+    All scripts are written to RUN/jobs/scripts, and SLURM is asked of each whether it could ever run, before the first
+    one is submitted.
+
+    Raises: RecipeError and the packages' errors on bad input, SlurmError in sbatch's words, SlurmUnreachable.
+    """
+    stages = _checked(recipe, profile, first, last)
+    client.require_sbatch()
+    refuse_foreign_folder(recipe.folder)
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    (recipe.folder / LOCK_FILE).touch()  # marks the folder as a run's
+    JobsFolder(recipe.folder).make()
+    return Submission(recipe, profile, stages, dry=False).run()
+
+
+def plan_submission(recipe: Recipe, profile: ClusterProfile, *, first: str | None, last: str | None) -> Chain:
+    """What `submit` would submit; nothing is written, and SLURM is not asked what is on its way.
+
+    Raises: RecipeError and the packages' errors on bad input.
+    """
+    stages = _checked(recipe, profile, first, last)
+    return Submission(recipe, profile, stages, dry=True).run()
+
+
+def _checked(recipe: Recipe, profile: ClusterProfile, first: str | None, last: str | None) -> list[Stage]:
+    """The stages, after every check that needs no SLURM.
+
+    Raises: RecipeError and the packages' own errors.
+    """
+    from pipeline.checks import check_recipe
+
+    stages = stages_between(recipe, first, last)
+    pending = [stage for stage in stages if not is_complete(stage, recipe)]
+    for part in parts_of(recipe, profile, pending):
+        resources_of(part, recipe, profile)
+    if pending:
+        check_recipe(recipe, pending)
+    _refuse_gap(recipe, pending, stages)
+    return stages
+
+
+def _refuse_gap(recipe: Recipe, pending: Sequence[Stage], stages: Sequence[Stage]) -> None:
+    """Raises: RecipeError if a stage before those submitted is neither complete nor among them."""
+    from pipeline.manifest import Manifest
+    from pipeline.stages import stages_of
+
+    there = {stage.name for stage in stages_of(recipe)}
+    on_their_way = {job.stage for job in JobsFolder(recipe.folder).submitted()}
+    for stage in pending:
+        for need in (*stage.needs, *stage.needs_also(recipe)):
+            is_made = need in {other.name for other in stages} or need in on_their_way
+            if need in there and not is_made and Manifest.load(recipe.folder / need) is None:
+                raise RecipeError(
+                    f"--from {stages[0].name}: stage {stage.name} needs stage {need}, which is not complete"
+                )
+
+
+def as_text(chain: Chain) -> str:
+    """What was submitted, for people."""
+    lines = [f"{name:<18} complete, not submitted again" for name in chain.skipped]
+    for part, jobs in chain.kept.items():
+        lines.append(f"{part:<18} job {', '.join(str(job.job_id) for job in jobs)} is on its way already")
+    for job in chain.submitted:
+        tasks = f", {len(job.tasks)} tasks ({ranges(job.tasks)})" if job.tasks else ""
+        after = f", after {job.after}" if job.after else ""
+        lines.append(f"{job.part:<18} job {job.job_id}{tasks}{after}")
+    return "\n".join(lines)
+
+
+def as_scripts(chain: Chain) -> str:
+    """The exact scripts, each after the command that would submit it."""
+    shown = []
+    for planned in chain.planned:
+        needs = ",".join(
+            f"afterok:<{need}>" for need in planned.part.needs if need in {p.part.name for p in chain.planned}
+        )
+        command = [
+            "sbatch",
+            "--parsable",
+            *([f"--dependency={needs}"] if needs else []),
+            shlex.quote(str(planned.script)),
+        ]
+        shown.append(f"##### {' '.join(command)}\n{planned.text}")
+    return "\n".join(shown)
