@@ -67,6 +67,17 @@ def run_task(config: EvaluationConfig, *, models: Models, out_dir: Path, task: i
     return len(units)
 
 
+def undone_tasks(config: EvaluationConfig, *, models: Models, out_dir: Path, of: int) -> list[int]:
+    """Numbers of the tasks, of `of`, that have units left to score.
+
+    Raises: EvaluationError as `run`.
+    """
+    prepared = prepare(config, models)
+    units = plan_units(prepared.config)
+    left = {unit for unit in units if _kept(unit, prepared.config, prepared, out_dir) is None}
+    return [task for task in range(of) if left & set(share_of(units, task, of))]
+
+
 def check_merge(config: EvaluationConfig, *, models: Models, out_dir: Path) -> None:
     """Raises: EvaluationError if the tasks have left units unscored."""
     prepared = prepare(config, models)

@@ -134,11 +134,11 @@ def check_evaluation_files(config: EvaluationConfig, tokenizer: Path, context: i
 
 
 def check_gpus(recipe: Recipe, gpus: int) -> None:
-    """Raises: RecipeError if this machine has GPUs, but fewer than the training has processes."""
+    """Raises: RecipeError if there are GPUs, but fewer than the training has processes."""
     ranks = recipe.recalibration.data_parallel
     wanted = recipe.surgery.tensor_parallel * (1 if ranks == "auto" else ranks)
     if 0 < gpus < wanted:
         raise RecipeError(
-            f"surgery.tensor_parallel x recalibration.data_parallel = {wanted} processes: this machine has {gpus} "
-            "GPUs; lower data_parallel"
+            f"surgery.tensor_parallel x recalibration.data_parallel = {wanted} processes: there are {gpus} GPUs here; "
+            "lower data_parallel"
         )

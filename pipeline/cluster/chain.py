@@ -102,7 +102,7 @@ def slots_per_node(asked: Resources) -> int:
 
 
 def recipe_copy(recipe: Recipe, folder: JobsFolder) -> Path:
-    """Where the resolved recipe lies for the jobs of a submission: a recipe that is submitted later does not change it."""
+    """Where the jobs of a submission find the resolved recipe; one that is submitted later does not change it."""
     return folder.recipe(hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()).absolute()
 
 
