@@ -4,12 +4,11 @@ import logging
 
 from data_prep import prepare
 from model_surgery.shape import read_shape
-from pipeline.checks import check_recipe
 from pipeline.disk import explained_full_disk
 from pipeline.manifest import Manifest
 from pipeline.model_source import resolve_model
 from pipeline.recipe import Recipe, write_recipe
-from pipeline.run_local import LOCK_FILE, RECIPE_FILE, is_complete, refuse_foreign_folder
+from pipeline.run_folder import LOCK_FILE, RECIPE_FILE, is_complete, refuse_foreign_folder
 from pipeline.stages import STAGES, tokenizer_path
 
 log = logging.getLogger(__name__)
@@ -30,6 +29,8 @@ def run_task(recipe: Recipe, task: int, of: int) -> None:
         return
     out_dir = recipe.folder / DATA_STAGE.name
     if not prepare.is_planned(out_dir):
+        from pipeline.checks import check_recipe  # slow to import, and of many tasks only the first ones check
+
         check_recipe(recipe, [DATA_STAGE])
     refuse_foreign_folder(recipe.folder)
     recipe.folder.mkdir(parents=True, exist_ok=True)

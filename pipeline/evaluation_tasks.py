@@ -6,7 +6,7 @@ from pathlib import Path
 from eval import run as evaluation
 from pipeline.disk import explained_full_disk
 from pipeline.recipe import Recipe
-from pipeline.run_local import identify, is_complete, mark_begun
+from pipeline.run_folder import identify, is_complete, mark_begun
 from pipeline.stages import STAGES, evaluated_models
 
 log = logging.getLogger(__name__)

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pipeline import processes as local
-
 
 class Machines(Protocol):
     """One machine, or several nodes of a cluster."""
@@ -41,7 +39,9 @@ class ThisMachine:
         return device_memory()
 
     def torchrun(self, module: str, arguments: Sequence[str], *, processes: int, log: Path) -> bool:
-        return local.torchrun(module, arguments, processes=processes, log=log)
+        from pipeline.processes import torchrun
+
+        return torchrun(module, arguments, processes=processes, log=log)
 
 
 THIS_MACHINE = ThisMachine()

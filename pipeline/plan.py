@@ -17,7 +17,7 @@ from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.mfu import training_flops
 from pipeline.recalibration.ranks import device_memory, estimate, resolve
 from pipeline.recipe import Recipe
-from pipeline.run_local import is_complete
+from pipeline.run_folder import is_complete
 from pipeline.stages import exported_models, stages_of
 
 ASSUMED_PEAK_FLOPS = 989e12

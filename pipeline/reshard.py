@@ -13,7 +13,7 @@ from pipeline.recalibration.checkpoints.folders import name_of
 from pipeline.recalibration.checkpoints.reshard import write_portable
 from pipeline.recalibration.checkpoints.sources import open_source
 from pipeline.recalibration.checkpoints.state import STATE_FILE
-from pipeline.run_local import RECIPE_FILE
+from pipeline.run_folder import RECIPE_FILE
 
 
 def reshard(path: Path, *, tensor_parallel: int, out_dir: Path) -> str:

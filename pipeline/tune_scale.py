@@ -18,7 +18,7 @@ from pipeline.errors import RecipeError
 from pipeline.model_source import resolve_model
 from pipeline.recipe import Recipe
 from pipeline.report.scale_plot import scale_plot
-from pipeline.run_local import is_complete
+from pipeline.run_folder import is_complete
 from pipeline.stages import STAGES, evaluated_models, exported_models, tokenizer_folder
 
 log = logging.getLogger(__name__)

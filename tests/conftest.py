@@ -198,3 +198,22 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def running_cluster() -> Iterator[Any]:
+    """A real SLURM of three nodes on this machine (tests.slurm.trial_cluster.TrialCluster)."""
+    from tests.slurm import trial_cluster
+
+    if reason := trial_cluster.reason_against():
+        pytest.skip(reason)
+    cluster = trial_cluster.start()
+    yield cluster
+    trial_cluster.stop(cluster)
+
+
+@pytest.fixture
+def cluster(running_cluster: Any) -> Iterator[Any]:
+    """That cluster, without jobs and with all of its nodes, also after the test."""
+    yield running_cluster
+    running_cluster.cancel_all()

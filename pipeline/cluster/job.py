@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.cluster.folder import Attempt, Attempts, JobsFolder
-from pipeline.cluster.follower import follow
-from pipeline.cluster.head import Head
 from pipeline.cluster.nodes import exclude, suspects, versions
 from pipeline.cluster.parts import TRAININGS
 from pipeline.cluster.progress import progress
@@ -58,6 +56,8 @@ def run_job(recipe: Recipe, work: Work) -> int:
     """
     step, folder = Step.from_environment(os.environ), JobsFolder(recipe.folder)
     if step.rank:
+        from pipeline.cluster.follower import follow
+
         node_log = folder.logs / f"{work.part}.{step.label}.{step.node}.log"
         return follow(step, token=folder.token, versions=versions(), log_file=node_log)
     with recorded(folder, step, work), stopped_by_signals():
@@ -94,6 +94,7 @@ def do(recipe: Recipe, work: Work, step: Step) -> None:
 
 def train(recipe: Recipe, work: Work, step: Step, folder: JobsFolder) -> None:
     """A training on all nodes of the job."""
+    from pipeline.cluster.head import Head
     from pipeline.run_local import run
 
     per_node = usable_slots(work.per_node, recipe.surgery.tensor_parallel)

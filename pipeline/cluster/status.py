@@ -11,7 +11,7 @@ from pipeline.errors import RecipeError
 from pipeline.manifest import Manifest
 from pipeline.recalibration.metrics import read_metrics
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.run_local import RECIPE_FILE
+from pipeline.run_folder import RECIPE_FILE
 from pipeline.stages import stages_of
 from slurm import client
 from slurm.client import JobState

@@ -14,7 +14,7 @@ from pipeline.cluster.undone import undone_tasks
 from pipeline.errors import RecipeError
 from pipeline.manifest import now
 from pipeline.recipe import Recipe
-from pipeline.run_local import LOCK_FILE, is_complete, refuse_foreign_folder
+from pipeline.run_folder import LOCK_FILE, is_complete, refuse_foreign_folder
 from pipeline.stages import Stage
 from slurm import client
 from slurm.client import JobState

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from pipeline.recalibration.wandb_sync import copied_to_wandb
@@ -41,6 +40,8 @@ class Metrics:
     def __init__(
         self, folder: Path, *, done: int, steps: int, description: str, wandb_project: str | None = None
     ) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a second; readers of the files do not need it
+
         self._outside = ExitStack()
         self._outside.enter_context(copied_to_wandb(wandb_project, folder))
         self.path = folder / METRICS_FILE

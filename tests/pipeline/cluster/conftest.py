@@ -1,0 +1,150 @@
+"""A run on the trial cluster, as its user works with it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.slurm.trial_cluster import TrialCluster
+
+ROOT = Path(__file__).resolve().parents[3]
+SECONDS = 240
+
+
+@dataclass(frozen=True)
+class ClusterRun:
+    """A recipe, a profile, and the commands with which a user looks after them."""
+
+    cluster: TrialCluster
+    folder: Path
+    """Working directory."""
+    recipe: Path
+    profile: Path
+    name: str
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "runs" / self.name
+
+    def drope(self, *words: object, code: int = 0, **environment: str) -> str:
+        """What the command prints; it must end with `code`."""
+        command = [sys.executable, "-m", "pipeline.cli", *map(str, words)]
+        options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": SECONDS, "cwd": self.folder}
+        result = subprocess.run(command, env=self.cluster.environment | environment, check=False, **options)
+        assert result.returncode == code, f"{words}: {result.returncode}\n{result.stdout}\n{result.stderr}"
+        return result.stdout if code == 0 else result.stdout + result.stderr
+
+    def submit(self, *words: object, code: int = 0, **environment: str) -> str:
+        return self.drope("submit", self.recipe, "--cluster", self.profile, *words, code=code, **environment)
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """By stage."""
+        command = [sys.executable, "-m", "pipeline.cli", "status", str(self.run), "--json"]
+        options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": SECONDS, "cwd": self.folder}
+        result = subprocess.run(command, env=self.cluster.environment, check=False, **options)
+        assert result.returncode in (0, 1), result.stderr
+        return {stage["stage"]: stage for stage in json.loads(result.stdout)["stages"]}
+
+    def wait(self, stage: str, *states: str, seconds: float = SECONDS) -> dict[str, Any]:
+        """Until the stage is in one of these states."""
+        end = time.monotonic() + seconds
+        while (found := self.status()[stage])["state"] not in states:
+            settled = found["state"] in ("complete", "failed", "cancelled", "lost")
+            assert not settled and time.monotonic() < end, self.drope_status()
+            time.sleep(1)
+        return found
+
+    def wait_for_step(self, step: int, seconds: float = SECONDS) -> None:
+        """Until the training has done this step."""
+        end = time.monotonic() + seconds
+        while self.last_step() < step:
+            assert time.monotonic() < end, self.drope_status()
+            time.sleep(0.05)
+
+    def last_step(self) -> int:
+        path = self.run / "recalibration" / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.is_file() else []
+        return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
+
+    def drope_status(self) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", "status", str(self.run)],
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env=self.cluster.environment,
+            check=False,
+        ).stdout
+
+
+PROFILE: dict[str, Any] = {
+    "defaults": {"time": 30},
+    "pools": {"cpu": {"partition": "cpu", "cpus": 1}, "nodes": {"partition": "main", "cpus": 2, "processes": 2}},
+    "stages": {
+        "data": {"pool": "cpu", "tasks": 4, "at_once": 3},
+        "surgery": {"pool": "cpu"},
+        "recalibration": {"pool": "nodes", "nodes": 2},
+        "export": {"pool": "cpu"},
+        "evaluation": {"pool": "cpu", "tasks": 2},
+        "report": {"pool": "cpu"},
+    },
+    "restarts": {"warning_seconds": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def many_documents(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documents in eight files, so that eight tasks have something to do."""
+    folder = tmp_path_factory.mktemp("many-documents")
+    lines = documents.read_text().splitlines(keepends=True)
+    for number in range(8):
+        (folder / f"{number}.jsonl").write_text("".join(lines[number::8]))
+    return folder
+
+
+@pytest.fixture
+def cluster_run(
+    cluster: TrialCluster, raw_recipe: dict[str, Any], many_documents: Path, tmp_path: Path
+) -> Callable[..., ClusterRun]:
+    """A run in a folder of its own; keyword arguments change sections of the recipe, `profile` those of the profile."""
+
+    def make(name: str = "tiny", profile: dict[str, Any] | None = None, **sections: Any) -> ClusterRun:
+        # Relative paths, a space and a quote, as in folders of real users.
+        folder = tmp_path / "it's here"
+        folder.mkdir(exist_ok=True)
+        recipe = {**raw_recipe, "name": name}
+        recipe["data"] = raw_recipe["data"] | {"sources": [{"path": f"{many_documents}/*.jsonl"}], "workers": 1}
+        recipe["recalibration"] = raw_recipe["recalibration"] | {"data_parallel": 2}
+        for section, values in sections.items():
+            recipe[section] = recipe.get(section, {}) | values
+        made = ClusterRun(cluster, folder, folder / f"{name}.yaml", folder / f"{name}-cluster.yaml", name)
+        made.recipe.write_text(yaml.safe_dump(recipe))
+        changes = profile or {}
+        of_stages = {
+            stage: values | changes.get("stages", {}).get(stage, {}) for stage, values in PROFILE["stages"].items()
+        }
+        changed = {**PROFILE, **changes, "stages": of_stages}
+        made.profile.write_text(yaml.safe_dump(changed))
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def long_training() -> dict[str, Any]:
+    """300 steps with a checkpoint every 20, a few seconds of training."""
+    return {"tokens": 300 * 4 * 32, "checkpoint_every": 20, "validation_every": 150}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _this_project_on_the_path() -> None:
+    """Jobs run in other folders."""
+    os.environ["PYTHONPATH"] = str(ROOT)

@@ -1,0 +1,181 @@
+"""Whole runs on a real SLURM of three nodes: what a user sees, and what happens to the jobs."""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.recalibration.metrics import MEASURED, read_metrics
+from tests.pipeline.cluster.conftest import ClusterRun
+
+pytestmark = pytest.mark.slow
+MakeRun = Callable[..., ClusterRun]
+_CALM: dict[str, list[dict]] = {}
+
+
+def numbers(run: ClusterRun) -> list[dict[str, Any]]:
+    """What the training computed, without what clocks decide."""
+    lines = read_metrics(run.run / "recalibration")
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
+
+
+@pytest.fixture
+def undisturbed(cluster_run: MakeRun, long_training: dict[str, Any]) -> list[dict[str, Any]]:
+    """The numbers of the long training when nothing happens to it."""
+    if not _CALM:
+        calm = cluster_run("calm", recalibration=long_training)
+        calm.submit("--until", "recalibration")
+        calm.wait("recalibration", "complete")
+        _CALM["numbers"] = numbers(calm)
+    return _CALM["numbers"]
+
+
+def attempts(run: ClusterRun, part: str = "recalibration") -> list[dict[str, Any]]:
+    found = [json.loads(path.read_text())["attempts"] for path in (run.run / "jobs" / "attempts").glob(f"{part}.*")]
+    return [attempt for of_job in found for attempt in of_job]
+
+
+def test_the_whole_pipeline_by_one_command(cluster_run: MakeRun) -> None:
+    run = cluster_run()
+    said = run.submit()
+    assert re.search(r"data +job \d+, 4 tasks \(0-3\)", said)
+    again = run.submit()  # at once: everything is on its way
+    assert "on its way already" in again and not re.search(r"job \d+, after|job \d+, \d tasks", again), again
+    run.wait("report", "complete")
+    shown = run.status()
+    assert {stage["state"] for stage in shown.values()} == {"complete"}
+    assert (run.run / "report" / "report.html").is_file()
+    (event,) = [line for line in events(run) if line["event"] == "started"]
+    assert [machine.split(":")[0] for machine in event["machines"]] == ["node1", "node2"]
+    assert "complete, not submitted again" in run.submit()
+    assert len(run.cluster.command("scontrol", "show", "job", "-o").splitlines()) >= 8
+    log = run.drope("logs", run.name, "recalibration")
+    assert "recalibration" in log and "done in" in log
+    assert "DeepSpeed" in run.drope("logs", run.name, "recalibration", "--node", "node2")
+    assert "task 2 of 4 is done" in run.drope("logs", run.name, "data", "--task", "2")
+    assert run.drope("cancel", run.name) == "nothing waits or runs\n"
+
+
+def events(run: ClusterRun) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.run / "recalibration" / "events.jsonl").read_text().splitlines()]
+
+
+def test_a_node_that_dies_is_left_out_and_the_losses_are_the_same(
+    cluster_run: MakeRun, long_training: dict[str, Any], undisturbed: list[dict[str, Any]]
+) -> None:
+    run = cluster_run("killed", recalibration=long_training)
+    run.submit("--until", "recalibration")
+    run.wait_for_step(60)
+    run.cluster.kill_node("node2")
+    run.wait("recalibration", "complete")
+    assert numbers(run) == undisturbed
+    first, second = attempts(run)
+    assert first["nodes"] == ["node1", "node2"] and "node2 went away" in first["message"]
+    assert second["nodes"] == ["node1", "node3"] and second["restarts"] == 1
+    assert (run.run / "jobs" / "excluded-recalibration").read_text() == "node2\n"
+
+
+def test_the_head_node_dies(
+    cluster_run: MakeRun, long_training: dict[str, Any], undisturbed: list[dict[str, Any]]
+) -> None:
+    """SLURM notices and requeues the job; the job itself could not say anything any more."""
+    run = cluster_run("headless", recalibration=long_training)
+    run.submit("--until", "recalibration")
+    run.wait_for_step(60)
+    run.cluster.kill_node("node1")
+    run.wait("recalibration", "complete")
+    assert numbers(run) == undisturbed
+    assert [attempt["ended"] is None for attempt in attempts(run)] == [True, False]
+
+
+def test_fewer_nodes_than_before(cluster_run: MakeRun, long_training: dict[str, Any]) -> None:
+    profile = {"stages": {"recalibration": {"nodes": 3, "nodes_min": 1}}}
+    training = long_training | {"data_parallel": "auto", "batch": 12, "tokens": 300 * 12 * 32, "micro_batch": 2}
+    run = cluster_run("fewer", profile, recalibration=training)
+    run.submit("--until", "recalibration")
+    run.wait_for_step(60)
+    run.cluster.kill_node("node3")
+    run.wait("recalibration", "complete")
+    sizes = [len(event["machines"]) for event in events(run) if event["event"] == "started"]
+    assert sizes == [3, 2]
+    assert read_metrics(run.run / "recalibration")[-1]["step"] == 300
+
+
+def test_a_time_limit_shorter_than_the_run(
+    cluster_run: MakeRun, long_training: dict[str, Any], undisturbed: list[dict[str, Any]]
+) -> None:
+    # A minute is the shortest limit; the warning comes so early that three allocations are needed.
+    profile = {"restarts": {"warning_seconds": 43}, "stages": {"recalibration": {"time": 1}}}
+    slow = long_training | {"tokens": 1200 * 4 * 32, "checkpoint_every": 50}
+    run = cluster_run("short", profile, recalibration=slow)
+    run.submit("--until", "recalibration")
+    shown = run.wait("recalibration", "complete")
+    found = attempts(run)
+    assert len(found) >= 3 and [attempt["code"] for attempt in found] == [75] * (len(found) - 1) + [0]
+    assert [attempt["restarts"] for attempt in found] == [*range(len(found))]
+    assert shown["restarts"] == len(found) - 1
+    assert read_metrics(run.run / "recalibration")[-1]["step"] == 1200
+    assert [line["step"] for line in numbers(run)] == [*range(1201)]
+
+
+def test_a_time_limit_that_allows_nothing_ends_the_job(cluster_run: MakeRun, long_training: dict[str, Any]) -> None:
+    profile = {"restarts": {"warning_seconds": 58}, "stages": {"recalibration": {"time": 1}}}
+    run = cluster_run("hopeless", profile, recalibration=long_training)
+    run.submit()
+    shown = run.wait("recalibration", "failed")
+    assert "nothing was finished in this allocation" in shown["detail"]
+    assert len(attempts(run)) == 1
+    assert any("give it more time" in line for line in shown["log_lines"])
+    run.cluster.wait(lambda: not run.cluster.command("squeue", "-h"), "what depends on it ends too")
+    assert {run.status()[stage]["state"] for stage in ("export", "evaluation", "report")} == {"cancelled"}
+
+
+def test_preemption_by_a_higher_partition(
+    cluster_run: MakeRun, long_training: dict[str, Any], undisturbed: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    run = cluster_run("preempted", {"stages": {"recalibration": {"partition": "low"}}}, recalibration=long_training)
+    run.submit("--until", "recalibration")
+    run.wait_for_step(60)
+    script = tmp_path / "urgent.sh"
+    script.write_text("#!/bin/bash\nsleep 5\n")
+    run.cluster.command("sbatch", "-p", "high", "-N3", "--exclusive", "-o", "/dev/null", str(script))
+    run.wait("recalibration", "complete")
+    assert numbers(run) == undisturbed
+    assert [attempt["restarts"] for attempt in attempts(run)] == [0, 1]
+
+
+def test_a_cancelled_task_is_named_and_it_alone_is_done_again(cluster_run: MakeRun) -> None:
+    run = cluster_run(profile={"stages": {"data": {"tasks": 6, "at_once": 1}}})
+    said = run.submit("--until", "surgery")
+    array = re.search(r"data +job (\d+)", said)[1]
+    run.cluster.command("scancel", f"{array}_4")
+    run.cluster.wait(lambda: run.status()["data"]["state"] in ("cancelled", "failed"), "the cancelled task is seen")
+    run.cluster.wait(lambda: not run.cluster.command("squeue", "-h"), "nothing waits for it")
+    shown = run.status()["data"]
+    assert shown["tasks"] == {"of": 6, "done": 5, "running": 0, "waiting": 0, "failed": [4]}
+    assert "5 of 6 tasks done, 1 failed (4)" in run.drope_status()
+    assert re.search(r"data +job \d+, 1 tasks \(4\)", run.submit("--until", "surgery"))
+    run.wait("data", "complete")
+    assert run.status()["data"]["tasks"]["failed"] == []
+
+
+def test_a_hundred_tasks_in_two_arrays(cluster_run: MakeRun, documents: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "hundred"
+    folder.mkdir()
+    lines = documents.read_text().splitlines(keepends=True)
+    for number in range(100):
+        (folder / f"{number:03}.jsonl").write_text("".join(lines[number::100]))
+    run = cluster_run(
+        profile={"stages": {"data": {"tasks": 100, "at_once": 4}}}, data={"sources": [{"path": f"{folder}/*.jsonl"}]}
+    )
+    began = time.monotonic()
+    said = run.submit("--until", "data")
+    assert "64 tasks (0-63)" in said and "36 tasks (64-99)" in said  # MaxArraySize is 64 there
+    run.wait("data", "complete")
+    assert run.status()["data"]["tasks"] == {"of": 100, "done": 100, "running": 0, "waiting": 0, "failed": []}
+    assert len(attempts(run, "data")) == 101  # and the merge
+    print(f"100 tasks in {time.monotonic() - began:.0f} s")
