@@ -7,7 +7,7 @@ from slurm.job import REQUEUE_CODE, Job, ranges
 from slurm.profile import ClusterProfile, Container, Resources
 
 _VISIBLE_SECONDS = 120
-_STRAGGLER_SECONDS = 60
+_STRAGGLER_SECONDS = 15
 """How long srun waits for other nodes once one has ended; all end within seconds, but one that is gone never does."""
 
 
@@ -150,7 +150,8 @@ if [ "$restarts" -ge {most} ]; then
     exit 1
 fi
 trap '' TERM # being requeued ends this script, but not before its last command
-if ! {command} "$SLURM_JOB_ID"; then
+if ! answer=$({command} "$SLURM_JOB_ID" 2>&1) && [[ $answer != *"pending execution"* ]]; then # SLURM has done it
+    echo "$answer" >&2
     echo "drope: the job could not be requeued; what was done is kept, and drope submit goes on from it" >&2
     exit {REQUEUE_CODE}
 fi

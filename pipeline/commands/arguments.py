@@ -20,3 +20,22 @@ def load(recipe: Path, overrides: tuple[str, ...]) -> Any:
     from pipeline.recipe import load_recipe
 
     return load_recipe(recipe, overrides)
+
+
+def run_stages(recipe: Path, overrides: tuple[str, ...], only: tuple[str, ...]) -> None:
+    """Runs the stages (those named in `only`) on this machine and names the page, if there is one."""
+    from pipeline.run_local import run
+
+    loaded = load(recipe, overrides)
+    run(loaded, only)
+    page = loaded.folder / "report" / "report.html"
+    if page.is_file() and (not only or "report" in only):
+        click.echo(f"report: {page.resolve()}")
+
+
+def checked_task(task: int | None, of: int | None, merge: bool) -> None:
+    """Raises: click.UsageError for options of tasks that do not go together."""
+    if (task is None) != (of is None) or (merge and task is not None):
+        raise click.UsageError("--task I and --of N go together, and without --merge")
+    if task is not None and of is not None and task >= of:
+        raise click.UsageError(f"--task {task} --of {of}: tasks are counted from 0 to {of - 1}")

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import run_local
+from pipeline import run_folder
 from pipeline.errors import RecipeError
 from pipeline.manifest import Manifest, now
 from pipeline.recipe import load_recipe
-from pipeline.run_local import Identity, identify, is_complete, prepare_folder, run, save_manifest
+from pipeline.run_folder import Identity, identify, is_complete, prepare_folder, save_manifest
+from pipeline.run_local import run
 from pipeline.stages import STAGES
 
 BY_NAME = {stage.name: stage for stage in STAGES}
@@ -39,7 +40,7 @@ def test_a_stage_killed_while_its_outputs_are_digested_still_knows_its_settings(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run_local, "describe_outputs", killed)
+        patch.setattr(run_folder, "describe_outputs", killed)
         finish("recalibration", recipe, "weights")
     assert not is_complete(BY_NAME["recalibration"], recipe)
     with pytest.raises(RecipeError, match=r"config\.lr: 0\.001 -> 0\.5"):

@@ -14,7 +14,8 @@ from pipeline.inspect import inspect_path
 from pipeline.plan import make_plan
 from pipeline.random_model import source_folder
 from pipeline.recipe import load_recipe
-from pipeline.run_local import is_complete, run
+from pipeline.run_folder import is_complete
+from pipeline.run_local import run
 from pipeline.stages import STAGES
 
 TP_1 = "surgery.tensor_parallel=1"

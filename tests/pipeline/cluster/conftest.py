@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.run_local import run
 from tests.slurm.trial_cluster import TrialCluster
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -31,7 +34,7 @@ class ClusterRun:
     name: str
 
     @property
-    def run(self) -> Path:
+    def path(self) -> Path:
         return self.folder / "runs" / self.name
 
     def drope(self, *words: object, code: int = 0, **environment: str) -> str:
@@ -47,7 +50,7 @@ class ClusterRun:
 
     def status(self) -> dict[str, dict[str, Any]]:
         """By stage."""
-        command = [sys.executable, "-m", "pipeline.cli", "status", str(self.run), "--json"]
+        command = [sys.executable, "-m", "pipeline.cli", "status", str(self.path), "--json"]
         options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": SECONDS, "cwd": self.folder}
         result = subprocess.run(command, env=self.cluster.environment, check=False, **options)
         assert result.returncode in (0, 1), result.stderr
@@ -70,13 +73,13 @@ class ClusterRun:
             time.sleep(0.05)
 
     def last_step(self) -> int:
-        path = self.run / "recalibration" / "metrics.jsonl"
+        path = self.path / "recalibration" / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.is_file() else []
         return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
 
     def drope_status(self) -> str:
         return subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", "status", str(self.run)],
+            [sys.executable, "-m", "pipeline.cli", "status", str(self.path)],
             capture_output=True,
             text=True,
             cwd=self.folder,
@@ -110,21 +113,49 @@ def many_documents(documents: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
+@pytest.fixture(scope="module")
+def prepared(raw_recipe: dict[str, Any], many_documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose stages data and surgery are complete."""
+    folder = tmp_path_factory.mktemp("prepared")
+    recipe = recipe_on(raw_recipe, many_documents) | {"name": "prepared", "runs_dir": str(folder)}
+    run(load(recipe, folder / "recipe.yaml"), ("data", "surgery"))
+    return folder / "prepared"
+
+
+def load(recipe: dict[str, Any], path: Path) -> Recipe:
+    path.write_text(yaml.safe_dump(recipe))
+    return load_recipe(path)
+
+
+def recipe_on(raw_recipe: dict[str, Any], documents: Path) -> dict[str, Any]:
+    """The tiny recipe on these documents, with two data-parallel ranks."""
+    data = raw_recipe["data"] | {"sources": [{"path": f"{documents}/*.jsonl"}], "workers": 1}
+    return {**raw_recipe, "data": data, "recalibration": raw_recipe["recalibration"] | {"data_parallel": 2}}
+
+
 @pytest.fixture
 def cluster_run(
-    cluster: TrialCluster, raw_recipe: dict[str, Any], many_documents: Path, tmp_path: Path
+    cluster: TrialCluster, raw_recipe: dict[str, Any], many_documents: Path, prepared: Path, tmp_path: Path
 ) -> Callable[..., ClusterRun]:
-    """A run in a folder of its own; keyword arguments change sections of the recipe, `profile` those of the profile."""
+    """A run in a folder of its own; keyword arguments change sections of the recipe, `profile` those of the profile.
 
-    def make(name: str = "tiny", profile: dict[str, Any] | None = None, **sections: Any) -> ClusterRun:
+    With `training` the stages before the training are complete already, and it has these settings.
+    """
+
+    def make(
+        name: str = "tiny",
+        profile: dict[str, Any] | None = None,
+        training: dict[str, Any] | None = None,
+        **sections: Any,
+    ) -> ClusterRun:
         # Relative paths, a space and a quote, as in folders of real users.
         folder = tmp_path / "it's here"
         folder.mkdir(exist_ok=True)
-        recipe = {**raw_recipe, "name": name}
-        recipe["data"] = raw_recipe["data"] | {"sources": [{"path": f"{many_documents}/*.jsonl"}], "workers": 1}
-        recipe["recalibration"] = raw_recipe["recalibration"] | {"data_parallel": 2}
-        for section, values in sections.items():
+        recipe = recipe_on(raw_recipe, many_documents) | {"name": name}
+        for section, values in {**sections, "recalibration": training or {}}.items():
             recipe[section] = recipe.get(section, {}) | values
+        if training:
+            shutil.copytree(prepared, folder / "runs" / name)
         made = ClusterRun(cluster, folder, folder / f"{name}.yaml", folder / f"{name}-cluster.yaml", name)
         made.recipe.write_text(yaml.safe_dump(recipe))
         changes = profile or {}

@@ -19,7 +19,7 @@ _CALM: dict[str, list[dict]] = {}
 
 def numbers(run: ClusterRun) -> list[dict[str, Any]]:
     """What the training computed, without what clocks decide."""
-    lines = read_metrics(run.run / "recalibration")
+    lines = read_metrics(run.path / "recalibration")
     return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
@@ -27,7 +27,7 @@ def numbers(run: ClusterRun) -> list[dict[str, Any]]:
 def undisturbed(cluster_run: MakeRun, long_training: dict[str, Any]) -> list[dict[str, Any]]:
     """The numbers of the long training when nothing happens to it."""
     if not _CALM:
-        calm = cluster_run("calm", recalibration=long_training)
+        calm = cluster_run("calm", training=long_training)
         calm.submit("--until", "recalibration")
         calm.wait("recalibration", "complete")
         _CALM["numbers"] = numbers(calm)
@@ -35,7 +35,7 @@ def undisturbed(cluster_run: MakeRun, long_training: dict[str, Any]) -> list[dic
 
 
 def attempts(run: ClusterRun, part: str = "recalibration") -> list[dict[str, Any]]:
-    found = [json.loads(path.read_text())["attempts"] for path in (run.run / "jobs" / "attempts").glob(f"{part}.*")]
+    found = [json.loads(path.read_text())["attempts"] for path in (run.path / "jobs" / "attempts").glob(f"{part}.*")]
     return [attempt for of_job in found for attempt in of_job]
 
 
@@ -48,7 +48,7 @@ def test_the_whole_pipeline_by_one_command(cluster_run: MakeRun) -> None:
     run.wait("report", "complete")
     shown = run.status()
     assert {stage["state"] for stage in shown.values()} == {"complete"}
-    assert (run.run / "report" / "report.html").is_file()
+    assert (run.path / "report" / "report.html").is_file()
     (event,) = [line for line in events(run) if line["event"] == "started"]
     assert [machine.split(":")[0] for machine in event["machines"]] == ["node1", "node2"]
     assert "complete, not submitted again" in run.submit()
@@ -61,13 +61,13 @@ def test_the_whole_pipeline_by_one_command(cluster_run: MakeRun) -> None:
 
 
 def events(run: ClusterRun) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run.run / "recalibration" / "events.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run.path / "recalibration" / "events.jsonl").read_text().splitlines()]
 
 
 def test_a_node_that_dies_is_left_out_and_the_losses_are_the_same(
     cluster_run: MakeRun, long_training: dict[str, Any], undisturbed: list[dict[str, Any]]
 ) -> None:
-    run = cluster_run("killed", recalibration=long_training)
+    run = cluster_run("killed", training=long_training)
     run.submit("--until", "recalibration")
     run.wait_for_step(60)
     run.cluster.kill_node("node2")
@@ -76,14 +76,14 @@ def test_a_node_that_dies_is_left_out_and_the_losses_are_the_same(
     first, second = attempts(run)
     assert first["nodes"] == ["node1", "node2"] and "node2 went away" in first["message"]
     assert second["nodes"] == ["node1", "node3"] and second["restarts"] == 1
-    assert (run.run / "jobs" / "excluded-recalibration").read_text() == "node2\n"
+    assert (run.path / "jobs" / "excluded-recalibration").read_text() == "node2\n"
 
 
 def test_the_head_node_dies(
     cluster_run: MakeRun, long_training: dict[str, Any], undisturbed: list[dict[str, Any]]
 ) -> None:
     """SLURM notices and requeues the job; the job itself could not say anything any more."""
-    run = cluster_run("headless", recalibration=long_training)
+    run = cluster_run("headless", training=long_training)
     run.submit("--until", "recalibration")
     run.wait_for_step(60)
     run.cluster.kill_node("node1")
@@ -95,14 +95,14 @@ def test_the_head_node_dies(
 def test_fewer_nodes_than_before(cluster_run: MakeRun, long_training: dict[str, Any]) -> None:
     profile = {"stages": {"recalibration": {"nodes": 3, "nodes_min": 1}}}
     training = long_training | {"data_parallel": "auto", "batch": 12, "tokens": 300 * 12 * 32, "micro_batch": 2}
-    run = cluster_run("fewer", profile, recalibration=training)
+    run = cluster_run("fewer", profile, training=training)
     run.submit("--until", "recalibration")
     run.wait_for_step(60)
     run.cluster.kill_node("node3")
     run.wait("recalibration", "complete")
     sizes = [len(event["machines"]) for event in events(run) if event["event"] == "started"]
     assert sizes == [3, 2]
-    assert read_metrics(run.run / "recalibration")[-1]["step"] == 300
+    assert read_metrics(run.path / "recalibration")[-1]["step"] == 300
 
 
 def test_a_time_limit_shorter_than_the_run(
@@ -111,20 +111,20 @@ def test_a_time_limit_shorter_than_the_run(
     # A minute is the shortest limit; the warning comes so early that three allocations are needed.
     profile = {"restarts": {"warning_seconds": 43}, "stages": {"recalibration": {"time": 1}}}
     slow = long_training | {"tokens": 1200 * 4 * 32, "checkpoint_every": 50}
-    run = cluster_run("short", profile, recalibration=slow)
+    run = cluster_run("short", profile, training=slow)
     run.submit("--until", "recalibration")
     shown = run.wait("recalibration", "complete")
     found = attempts(run)
     assert len(found) >= 3 and [attempt["code"] for attempt in found] == [75] * (len(found) - 1) + [0]
     assert [attempt["restarts"] for attempt in found] == [*range(len(found))]
     assert shown["restarts"] == len(found) - 1
-    assert read_metrics(run.run / "recalibration")[-1]["step"] == 1200
+    assert read_metrics(run.path / "recalibration")[-1]["step"] == 1200
     assert [line["step"] for line in numbers(run)] == [*range(1201)]
 
 
 def test_a_time_limit_that_allows_nothing_ends_the_job(cluster_run: MakeRun, long_training: dict[str, Any]) -> None:
     profile = {"restarts": {"warning_seconds": 58}, "stages": {"recalibration": {"time": 1}}}
-    run = cluster_run("hopeless", profile, recalibration=long_training)
+    run = cluster_run("hopeless", profile, training=long_training)
     run.submit()
     shown = run.wait("recalibration", "failed")
     assert "nothing was finished in this allocation" in shown["detail"]
@@ -137,7 +137,7 @@ def test_a_time_limit_that_allows_nothing_ends_the_job(cluster_run: MakeRun, lon
 def test_preemption_by_a_higher_partition(
     cluster_run: MakeRun, long_training: dict[str, Any], undisturbed: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    run = cluster_run("preempted", {"stages": {"recalibration": {"partition": "low"}}}, recalibration=long_training)
+    run = cluster_run("preempted", {"stages": {"recalibration": {"partition": "low"}}}, training=long_training)
     run.submit("--until", "recalibration")
     run.wait_for_step(60)
     script = tmp_path / "urgent.sh"
