@@ -108,8 +108,10 @@ class Plan:
         return "\n".join(lines + [f"not checked   {what}" for what in self.unchecked])
 
 
-def make_plan(recipe: Recipe) -> Plan:
+def make_plan(recipe: Recipe, slots: int = 0) -> Plan:
     """Checks all that can be checked on this machine, and computes the numbers. Nothing is written.
+
+    slots: GPUs of the cluster that is planned for; 0: this machine.
 
     Raises: RecipeError, SurgeryError, DataError or EvaluationError for what cannot work.
     """
@@ -118,7 +120,7 @@ def make_plan(recipe: Recipe) -> Plan:
     check_shapes(recipe, source)
     shape = with_qk_norm(source, recipe.surgery.qk_norm, recipe.model.path)
     length, tensor_parallel = recipe.data.row_length, recipe.surgery.tensor_parallel
-    training, chosen_for = resolved(recipe, shape)
+    training, chosen_for = resolved(recipe, shape, slots)
     here = Path(recipe.model.path).is_dir()
     if here:
         check_recipe(recipe, [stage for stage in stages_of(recipe) if not is_complete(stage, recipe)])
@@ -148,16 +150,17 @@ def make_plan(recipe: Recipe) -> Plan:
     )
 
 
-def resolved(recipe: Recipe, shape: ModelShape) -> tuple[RecalibrationConfig, str]:
+def resolved(recipe: Recipe, shape: ModelShape, slots: int) -> tuple[RecalibrationConfig, str]:
     """The training with numbers in place of auto, and what they were chosen for.
 
-    A machine without GPUs is taken for one that only plans: a GPU of `ASSUMED_MEMORY` per TP rank is assumed.
+    A machine without GPUs is taken for one that only plans: a GPU of `ASSUMED_MEMORY` per TP rank is assumed. Those of
+    a cluster (`slots`) are assumed to be of that size too.
     """
     import torch
 
     wanted, ranks = recipe.recalibration, recipe.surgery.tensor_parallel
-    here = torch.cuda.device_count()
-    gpus, memory_bytes = (here, device_memory()) if here else (ranks, ASSUMED_MEMORY)
+    here = 0 if slots else torch.cuda.device_count()
+    gpus, memory_bytes = (here, device_memory()) if here else (slots or ranks, ASSUMED_MEMORY)
     training = resolve(
         wanted,
         shape,
@@ -170,6 +173,7 @@ def resolved(recipe: Recipe, shape: ModelShape) -> tuple[RecalibrationConfig, st
         return training, ""
     size = f"{memory_bytes / 1e9:.0f} GB"
     machine = f"for {here} GPUs of {size} here" if here else f"for GPUs of {size}, assumed since none is here"
+    machine = f"for {slots} GPUs of the cluster, assumed to have {size}" if slots else machine
     return training, machine
 
 

@@ -1,5 +1,6 @@
 """What a process that srun started knows of its job: SLURM's environment variables (srun's manual page)."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -71,7 +72,8 @@ def node_names(nodelist: str) -> tuple[str, ...]:
     """The nodes of `node[1-3],login1`, in SLURM's order."""
     from ClusterShell.NodeSet import NodeSet
 
-    return tuple(NodeSet(nodelist))
+    # Piece by piece: a NodeSet is sorted, and SLURM's order need not be.
+    return tuple(name for piece in re.split(r",(?![^\[]*\])", nodelist) for name in NodeSet(piece))
 
 
 def folded(nodes: tuple[str, ...]) -> str:

@@ -59,15 +59,14 @@ def own_command() -> str:
 
 
 def resources_of(part: Part, recipe: Recipe, profile: ClusterProfile) -> Resources:
-    """What a job of the part asks for: trainings as many nodes as they need, a merge no GPU, all others one node.
+    """What a job of the part asks for: trainings as many nodes as they need, all others one.
 
     Raises: RecipeError for a training that the profile has no room for.
     """
-    asked = profile.resources(part.stage)
+    # Putting scores together needs no GPU, and a partition of GPUs may not take jobs that ask for none.
+    asked = profile.resources("report" if part.name == "evaluation-merge" else part.stage)
     if part.stage not in TRAININGS:
-        # A merge puts files together: the nodes that the tasks wanted would stand idle.
-        fewer = {"gpus": None, "gpu_type": None, "gpus_by": None} if part.does == "merge" else {}
-        return asked.model_copy(update={"nodes": 1, "nodes_min": 1, **fewer})
+        return asked.model_copy(update={"nodes": 1, "nodes_min": 1})
     most, fewest = nodes_of_training(part.stage, recipe, asked)
     return asked.model_copy(update={"nodes": most, "nodes_min": fewest})
 

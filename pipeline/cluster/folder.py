@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from model_surgery.files import write_json
+from model_surgery.files import write_json, write_text
 from pipeline.errors import RecipeError
 
 JOBS = "jobs"
@@ -153,18 +153,12 @@ class JobsFolder:
         """All accepted jobs, oldest first."""
         if not self._journal.is_file():
             return []
-        text = self._journal.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1].splitlines()  # a submit may have been cut off in a line
-        return [Submitted.model_validate_json(line) for line in whole if line.strip()]
+        return [Submitted.model_validate_json(line) for line in self._journal.read_text(encoding="utf-8").splitlines()]
 
     def add(self, job: Submitted) -> None:
-        """Adds an accepted job, on disk when this returns."""
-        text = self._journal.read_text(encoding="utf-8") if self._journal.is_file() else ""
-        broken = "\n" if text and not text.endswith("\n") else ""
-        with self._journal.open("a", encoding="utf-8") as file:
-            file.write(broken + job.model_dump_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Adds an accepted job, on disk when this returns; only who holds the lock may."""
+        lines = [one.model_dump_json() for one in (*self.submitted(), job)]
+        write_text(self._journal, "".join(f"{line}\n" for line in lines))
 
     def attempts(self, part: str, job_id: int, index: int | None) -> Attempts:
         """What a job, or a task, has said of its allocations."""

@@ -112,12 +112,11 @@ def run_of(name: str) -> Path:
 
 
 def recipe_of(run: Path) -> Recipe:
-    """The recipe of a run that may not have begun: as its first stage wrote it, or as it was submitted."""
-    copies = sorted((run / "jobs").glob("recipe-*.yaml"), key=lambda path: path.stat().st_mtime)
-    found = [*copies, *([run / RECIPE_FILE] if (run / RECIPE_FILE).is_file() else [])]
-    if not found:
+    """The recipe of a run that may not have begun: as it was submitted or as a stage wrote it, whichever is newer."""
+    copies = [*(run / "jobs").glob("recipe-*.yaml"), *run.glob(RECIPE_FILE)]
+    if not copies:
         raise RecipeError(f"{run}: holds no recipe")
-    return load_recipe(found[-1])
+    return load_recipe(max(copies, key=lambda path: path.stat().st_mtime))
 
 
 def status_of(run: Path) -> RunStatus:

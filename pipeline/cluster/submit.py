@@ -238,16 +238,31 @@ def _checked(recipe: Recipe, profile: ClusterProfile, first: str | None, last: s
 
     Raises: RecipeError and the packages' own errors.
     """
+    from eval.hub import offline
     from pipeline.checks import check_recipe
 
     stages = stages_between(recipe, first, last)
-    pending = [stage for stage in stages if not is_complete(stage, recipe)]
-    for part in parts_of(recipe, profile, pending):
-        resources_of(part, recipe, profile)
-    if pending:
-        check_recipe(recipe, pending)
+    with offline():  # as the jobs will be
+        pending = [stage for stage in stages if not is_complete(stage, recipe)]
+        for part in parts_of(recipe, profile, pending):
+            resources_of(part, recipe, profile)
+        if pending:
+            _refuse_absent(recipe)
+            check_recipe(recipe, pending)
     _refuse_gap(recipe, pending, stages)
     return stages
+
+
+def _refuse_absent(recipe: Recipe) -> None:
+    """Raises: RecipeError if the jobs, which have no network, would lack something that the Hub has."""
+    from pipeline import fetch
+
+    absent = [state for state in fetch.listing(recipe) if state.lack is not None and not state.asset.optional]
+    if of_hub := [state for state in absent if state.asset.repository]:
+        more = f" and {len(of_hub) - 1} more" if len(of_hub) > 1 else ""
+        raise RecipeError(
+            f"not in this machine's Hub cache: {of_hub[0].asset}{more}; bring it first: drope fetch RECIPE"
+        )
 
 
 def _refuse_gap(recipe: Recipe, pending: Sequence[Stage], stages: Sequence[Stage]) -> None:

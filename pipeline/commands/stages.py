@@ -30,12 +30,26 @@ def run(recipe: Path, overrides: tuple[str, ...], only: tuple[str, ...]) -> None
 @click.command(epilog=OVERRIDES_HELP)
 @takes_recipe
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+@click.option("--cluster", metavar="C", help="Also say what its jobs would ask this cluster for (see drope submit).")
+def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool, cluster: str | None) -> None:
     """Show what would run: steps, tokens, memory per GPU, GPU-hours, disk; nothing is written."""
     from pipeline.plan import make_plan
 
-    made = make_plan(load(recipe, overrides))
-    click.echo(json.dumps(made.as_dict(), indent=2) if as_json else made.as_text())
+    loaded = load(recipe, overrides)
+    if cluster is None:
+        made = make_plan(loaded)
+        click.echo(json.dumps(made.as_dict(), indent=2) if as_json else made.as_text())
+        return
+    from pipeline.cluster import plan as planning
+    from pipeline.cluster.profiles import load_profile
+
+    profile = load_profile(cluster)
+    made = make_plan(loaded, planning.slots_of_training(loaded, profile))
+    parts = planning.plan_parts(loaded, profile, made)
+    if as_json:
+        click.echo(json.dumps(made.as_dict() | {"jobs": planning.as_dicts(parts)}, indent=2))
+        return
+    click.echo(f"{made.as_text()}\n{planning.as_text(parts)}")
 
 
 @click.command(epilog=OVERRIDES_HELP)

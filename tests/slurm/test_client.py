@@ -65,8 +65,7 @@ def test_tasks_of_an_array_one_by_one(make_job: MakeJob, cluster: TrialCluster) 
     client.cancel([f"{job_id}_5"])
     cluster.wait(lambda: named(client.remembered(job_id)).get(5) == "CANCELLED", "task 5 is cancelled")
     client.cancel([str(job_id)])
-    cluster.wait(lambda: not client.queued(lambda name: name == job.name and False) and not [
-        state for state in client.queued(lambda name: name == job.name) if state.is_active], "all are")  # fmt: skip
+    cluster.wait(lambda: not any(state.is_active for state in client.queued(lambda name: name == job.name)), "all are")
     states = client.states_of([job_id], client.queued(lambda name: name == job.name))[job_id]
     assert {state.task for state in states} == {0, 1, 2, 5} and all(state.has_failed for state in states)
     client.cancel([str(job_id)])  # once more is no error
@@ -80,7 +79,8 @@ def test_a_job_whose_acceptance_was_not_answered_is_not_submitted_twice(
     shim = tmp_path / "bin" / "sbatch"
     shim.parent.mkdir()
     real = shutil.which("sbatch")
-    shim.write_text(f'#!/bin/bash\n{real} "$@" >/dev/null\necho "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2\nexit 1\n')  # fmt: skip
+    lost = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+    shim.write_text(f'#!/bin/bash\n{real} "$@" >/dev/null\necho "{lost}" >&2\nexit 1\n')
     shim.chmod(shim.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{shim.parent}:{os.environ['PATH']}")
     job = make_job(command=("sleep", "60"))

@@ -18,12 +18,17 @@ NASTY = """a b'c"d`touch injected`$(touch injected);touch injected #\\ %j &|*~!{
 FULL = ClusterProfile.model_validate(
     {
         "environment": ["module load cuda/13", "source /opt/venv/bin/activate"],
-        "container": {"runtime": "apptainer", "image": "/images/my drope.sif", "mounts": ["/data:/data"], "options": ["--nv"]},
+        "container": {
+            "runtime": "apptainer",
+            "image": "/images/my drope.sif",
+            "mounts": ["/data:/data"],
+            "options": ["--nv"],
+        },
         "scratch": "/scratch/$USER/$(touch injected)/`touch injected`",
         "mail": {"user": "someone@example.org", "on": ["FAIL", "END"]},
         "restarts": {"command": "ssh login1 scontrol requeue"},
     }
-)  # fmt: skip
+)
 GPUS = Resources(
     partition="gpu",
     account="lab",
@@ -104,12 +109,13 @@ def test_nothing_in_names_and_paths_becomes_code(
     seen = folder / f"seen {NASTY}"
     command = ("bash", "-c", 'printf %s "$1" > "$2"', "name", NASTY, str(seen))
     job = make_job(name=f"n {NASTY}", folder=folder, command=command, files=(folder / "script.sh",))
-    quiet = FULL.model_copy(update={"environment": (), "container": None, "mail": None, "scratch": f"{tmp_path}/s p$(touch injected)"})  # fmt: skip
+    scratch = tmp_path / "s p$(touch injected)"
+    quiet = ClusterProfile.model_validate({"scratch": str(scratch)})
     log = run(job, quiet, cluster, monkeypatch)
     assert log.is_file(), sorted(path.name for path in folder.iterdir())
     assert seen.read_text() == NASTY, log.read_text()
     assert not list(tmp_path.rglob("injected"))
-    assert (tmp_path / "s p$(touch injected)").is_dir()
+    assert scratch.is_dir()
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def test_outside_of_a_job() -> None:
 
 
 def test_lists_of_nodes_and_tasks() -> None:
-    assert node_names("login1,n[1-3]") == ("login1", "n1", "n2", "n3")
+    assert node_names("n[1-2,4],login1,a[08-10]") == ("n1", "n2", "n4", "login1", "a08", "a09", "a10")
     assert folded(("n3", "n1", "n2")) == "n[1-3]"
     assert ranges((7, 0, 1, 2, 9, 10)) == "0-2,7,9-10"
     assert ranges(()) == ""
