@@ -1,8 +1,11 @@
 # make demo   the paper's experiment in miniature, then the name of its report
 # make test   linters, import contracts and all tests
+# make trial-cluster, make trial-cluster-stop   a real SLURM of three nodes on this machine, to try drope submit (root, Debian)
 # make setup  only the virtual environment .venv; both of the above do it by themselves
 
-.PHONY: demo test quick setup clean
+.PHONY: demo test quick setup clean trial-cluster trial-cluster-stop
+
+TRIAL = tests/slurm/trial_cluster/cluster.sh
 
 setup: .venv/ready
 
@@ -17,10 +20,16 @@ test: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
 	.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
-	.venv/bin/python -m pytest -m slow
+	.venv/bin/python -m pytest -m slow -n 2 --dist loadfile
 
 quick: .venv/ready
 	.venv/bin/python -m pytest -m "not slow"
+
+trial-cluster:
+	$(TRIAL) start /tmp/drope-trial-cluster -n 3 -c 4 -g 0
+
+trial-cluster-stop:
+	$(TRIAL) stop /tmp/drope-trial-cluster
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .import_linter_cache

@@ -209,12 +209,14 @@ def _cache(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.partial")
     first = distributed.get_rank() == 0
-    if first and not path.is_dir():
+    # Rank 0 says for all: another machine may not see yet what this one made, and the ranks must do the same.
+    complete = [first and path.is_dir()]
+    if first and not complete[0]:
         shutil.rmtree(temporary, ignore_errors=True)
         with writing(temporary):
             temporary.mkdir(parents=True)
-    distributed.barrier()
-    if path.is_dir():
+    distributed.broadcast_object_list(complete)
+    if complete[0]:
         yield path
         return
     try:

@@ -2,11 +2,9 @@
 
 import logging
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pipeline.cluster.folder import Attempt, Attempts, JobsFolder
@@ -15,7 +13,8 @@ from pipeline.cluster.parts import TRAININGS
 from pipeline.cluster.progress import progress
 from pipeline.cluster.spread import fitting_data_parallel, usable_slots
 from pipeline.errors import BAD_INPUT, REQUEUE, RecipeError, StageFailed, Stopped, exit_code
-from pipeline.manifest import now
+from pipeline.manifest import MANIFEST_FILE, now
+from pipeline.patience import patiently, seen
 from pipeline.recipe import Recipe
 from pipeline.signals import stopped_by_signals
 from pipeline.stages import Stage, stages_of
@@ -23,8 +22,8 @@ from slurm.step import Step
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 120.0
-"""How long what another node has written may take to be seen here."""
+_MERGE_PATIENCE = 30.0
+"""How long what tasks have written may take to be seen; what is still missing then may well not be there, seconds."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def do(recipe: Recipe, work: Work, step: Step) -> None:
         return
     if work.does == "merge":
         try:
-            patiently(lambda: tasks.check_merge(recipe))
+            patiently(lambda: tasks.check_merge(recipe), *BAD_INPUT, seconds=_MERGE_PATIENCE)
         except BAD_INPUT as error:
             if work.stage != "data":  # scores may need a GPU, tokens do not
                 raise
@@ -204,34 +203,12 @@ def avoid_bad_nodes(folder: JobsFolder, step: Step, work: Work) -> None:
         raise Elsewhere(f"{', '.join(used)} failed under the last allocation; the job goes on without")
 
 
-def await_inputs(recipe: Recipe, stage: Stage, seconds: float = PATIENCE_SECONDS) -> None:
+def await_inputs(recipe: Recipe, stage: Stage) -> None:
     """Waits until the manifests of the stages before are seen; SLURM has let this job begin, so they are written.
 
     A stage that never comes is the stage's own error, which says more.
     """
     names = {other.name for other in stages_of(recipe)}
-    wanted = [recipe.folder / name for name in (*stage.needs, *stage.needs_also(recipe)) if name in names]
-    end = time.monotonic() + seconds
-    while (missing := [path for path in wanted if not _seen(path / "manifest.json")]) and time.monotonic() < end:
-        log.info("waiting to see %s", missing[0])
-        time.sleep(1)
-
-
-def _seen(path: Path) -> bool:
-    """Whether a file is there; the folder is listed, since a network file system remembers what was not there."""
-    return path.parent.is_dir() and path.name in os.listdir(path.parent)
-
-
-def patiently(check: Callable[[], None], seconds: float = PATIENCE_SECONDS) -> None:
-    """Calls `check` again while it refuses what may only not be seen yet.
-
-    Raises: as `check` in the end.
-    """
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return check()
-        except BAD_INPUT:
-            if time.monotonic() > end:
-                raise
-        time.sleep(2)
+    for name in (*stage.needs, *stage.needs_also(recipe)):
+        if name in names and not seen(recipe.folder / name / MANIFEST_FILE):
+            log.warning("%s is not seen on this node", recipe.folder / name / MANIFEST_FILE)

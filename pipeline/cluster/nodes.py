@@ -17,7 +17,10 @@ def versions() -> dict[str, str]:
     from pipeline.manifest import environment
 
     driver = _DRIVER.read_text().splitlines()[0] if _DRIVER.is_file() else "unknown"
-    return {name: value for name, value in environment().items() if name != "host"} | {"NVIDIA driver": driver}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = "unknown" if visible is None else str(len(visible.split(",")))
+    known = {name: value for name, value in environment().items() if name != "host"}
+    return known | {"NVIDIA driver": driver, "visible GPUs": gpus}
 
 
 def suspects(nodes: Sequence[str], since: datetime) -> list[str]:
@@ -25,7 +28,7 @@ def suspects(nodes: Sequence[str], since: datetime) -> list[str]:
     began = since.astimezone().replace(tzinfo=None)
     found = []
     for name, facts in client.node_facts(nodes).items():
-        started = [facts[key] for key in ("SlurmdStartTime", "BootTime") if facts.get(key, "")[:2] == "20"]
+        started = [facts[key] for key in ("SlurmdStartTime", "BootTime") if facts.get(key, "")[:4].isdecimal()]
         if client.is_out(facts.get("State", "")) or any(datetime.fromisoformat(time) > began for time in started):
             found.append(name)
     return found

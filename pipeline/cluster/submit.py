@@ -135,7 +135,7 @@ class Submission:
             return [self._script(part, recipe_file)]
         on_their_way = self._active_tasks(kept)
         tasks = [task for task in undone_tasks(self.recipe, part.stage, part.tasks) if task not in on_their_way]
-        size = int(client.setting("MaxArraySize", str(_DEFAULT_ARRAY_SIZE))) if not self.dry or tasks else 1
+        size = int(client.setting("MaxArraySize", str(_DEFAULT_ARRAY_SIZE)))
         chunks: dict[int, list[int]] = {}
         for task in tasks:
             chunks.setdefault(task // size * size, []).append(task)

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -39,12 +40,21 @@ def submit(
     from pipeline.cluster import submit as submitting
     from pipeline.cluster.profiles import load_profile
 
-    loaded, profile = load(recipe, overrides), load_profile(cluster)
-    if dry_run:
-        click.echo(submitting.as_scripts(submitting.plan_submission(loaded, profile, first=first, last=last)))
+    loaded = load(recipe, overrides)
+    if not dry_run:
+        submit_chain(loaded, cluster, first=first, last=last)
         return
-    click.echo(submitting.as_text(submitting.submit(loaded, profile, first=first, last=last)))
-    click.echo(f"status: drope status {loaded.folder} --watch")
+    planned = submitting.plan_submission(loaded, load_profile(cluster), first=first, last=last)
+    click.echo(submitting.as_scripts(planned))
+
+
+def submit_chain(recipe: Any, cluster: str, *, first: str | None = None, last: str | None = None) -> None:
+    """Submits a recipe (a `pipeline.recipe.Recipe`) and says what was, and where to look."""
+    from pipeline.cluster import submit as submitting
+    from pipeline.cluster.profiles import load_profile
+
+    click.echo(submitting.as_text(submitting.submit(recipe, load_profile(cluster), first=first, last=last)))
+    click.echo(f"status: drope status {recipe.folder} --watch")
 
 
 @click.command()

@@ -202,7 +202,8 @@ def report(given: tuple[str, ...], compare: bool, out: Path | None) -> None:
 @click.command()
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--pretrain", is_flag=True, help="Instead reproduce the RoPE checkpoint that the demo starts from.")
-def demo(overrides: tuple[str, ...], pretrain: bool) -> None:
+@click.option("--cluster", metavar="C", help="Submit it to this SLURM cluster, as drope submit does.")
+def demo(overrides: tuple[str, ...], pretrain: bool, cluster: str | None) -> None:
     """The paper's experiment in miniature, on two CPU cores in minutes.
 
     Writes a corpus of facts to recall, then runs the whole pipeline on a small RoPE model that comes with the project.
@@ -210,7 +211,12 @@ def demo(overrides: tuple[str, ...], pretrain: bool) -> None:
     from pipeline.demo.run import prepare_demo
 
     recipe, given = prepare_demo(overrides, pretrain=pretrain)
-    run_stages(recipe, given, ("data", "surgery", "recalibration", "export") if pretrain else ())
+    if cluster is None:
+        run_stages(recipe, given, ("data", "surgery", "recalibration", "export") if pretrain else ())
+        return
+    from pipeline.commands.cluster import submit_chain
+
+    submit_chain(load(recipe, given), cluster, last="export" if pretrain else None)
 
 
 COMMANDS = (

@@ -6,6 +6,7 @@ from model_surgery.errors import SurgeryError
 from model_surgery.files import file_digest
 from model_surgery.layout import Layout, damaged_tensors
 from pipeline.errors import RecipeError
+from pipeline.patience import SECONDS, machines, seen
 from pipeline.recalibration.checkpoints.portable import open_part
 from pipeline.recalibration.checkpoints.state import PARTS, STATE_FILE, DeepSpeedState, PortableState, read_state
 from pipeline.recalibration.checkpoints.zero_files import check_bytes
@@ -32,9 +33,10 @@ def _damage_of_files(checkpoint: Path, state: DeepSpeedState, share: int, of: in
         for path in sorted(checkpoint.glob("*.pt"))[share::of]:
             check_bytes(path)
         return None
+    seconds = SECONDS if machines() > 1 else 0.0  # each machine of the training writes files of its own
     for name in sorted(state.files)[share::of]:
         path, written = checkpoint / name, state.files[name]
-        if not path.is_file():
+        if not seen(path, seconds):
             return f"{name} is missing"
         if path.stat().st_size != written.bytes:
             return f"{name} has {path.stat().st_size:,} bytes, {written.bytes:,} were written"

@@ -62,7 +62,7 @@ class ClusterRun:
         while (found := self.status()[stage])["state"] not in states:
             settled = found["state"] in ("complete", "failed", "cancelled", "lost")
             assert not settled and time.monotonic() < end, self.drope_status()
-            time.sleep(1)
+            time.sleep(2)
         return found
 
     def wait_for_step(self, step: int, seconds: float = SECONDS) -> None:
@@ -139,7 +139,8 @@ def cluster_run(
 ) -> Callable[..., ClusterRun]:
     """A run in a folder of its own; keyword arguments change sections of the recipe, `profile` those of the profile.
 
-    With `training` the stages before the training are complete already, and it has these settings.
+    With `training` the stages before the training are complete already, and it has these settings and a process on
+    every node; without, TP 2 on every node.
     """
 
     def make(
@@ -155,6 +156,7 @@ def cluster_run(
         for section, values in {**sections, "recalibration": training or {}}.items():
             recipe[section] = recipe.get(section, {}) | values
         if training:
+            recipe["surgery"] = recipe["surgery"] | {"tensor_parallel": 1}  # half the processes to start
             shutil.copytree(prepared, folder / "runs" / name)
         made = ClusterRun(cluster, folder, folder / f"{name}.yaml", folder / f"{name}-cluster.yaml", name)
         made.recipe.write_text(yaml.safe_dump(recipe))
@@ -162,6 +164,7 @@ def cluster_run(
         of_stages = {
             stage: values | changes.get("stages", {}).get(stage, {}) for stage, values in PROFILE["stages"].items()
         }
+        of_stages["recalibration"]["processes"] = recipe["surgery"]["tensor_parallel"]
         changed = {**PROFILE, **changes, "stages": of_stages}
         made.profile.write_text(yaml.safe_dump(changed))
         return made

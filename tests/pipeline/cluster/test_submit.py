@@ -45,7 +45,7 @@ def held(cluster: Any) -> Any:
         ({"defaults": {"partition": "nowhere"}, "pools": {"cpu": {}, "nodes": {}}}, {}, "invalid partition specified"),
         ({"stages": {"surgery": {"time": "3-00:00:00"}}}, {}, "Requested time limit is invalid"),
         ({"stages": {"recalibration": {"gpus": 4}}}, {}, "SLURM would refuse the job recalibration"),
-        ({}, {"training": {"data_parallel": 4, "micro_batch": 1}}, "recalibration wants 8 processes"),
+        ({}, {"training": {"data_parallel": 4, "micro_batch": 1}}, "recalibration wants 4 processes"),
         ({"stages": {"surgery": {"nodes": 2, "colour": "red"}}}, {}, "stages.surgery.colour: unknown key"),
         ({}, {"data": {"sources": [{"path": "nowhere.jsonl"}]}}, "nowhere.jsonl"),
     ],

@@ -179,3 +179,20 @@ def test_a_hundred_tasks_in_two_arrays(cluster_run: MakeRun, documents: Path, tm
     assert run.status()["data"]["tasks"] == {"of": 100, "done": 100, "running": 0, "waiting": 0, "failed": []}
     assert len(attempts(run, "data")) == 101  # and the merge
     print(f"100 tasks in {time.monotonic() - began:.0f} s")
+
+
+def test_a_cancelled_training_stays_cancelled_until_it_is_submitted_again(
+    cluster_run: MakeRun, long_training: dict[str, Any], undisturbed: list[dict[str, Any]]
+) -> None:
+    run = cluster_run("stopped", training=long_training)
+    run.submit("--until", "export")
+    run.wait_for_step(60)
+    assert "cancelled:" in run.drope("cancel", "stopped")
+    run.cluster.wait(lambda: not run.cluster.command("squeue", "-h"), "all jobs end")
+    shown = run.status()
+    assert (shown["recalibration"]["state"], shown["export"]["state"]) == ("cancelled", "cancelled")
+    assert len(attempts(run)) == 1
+    run.submit("--until", "recalibration")
+    run.wait("recalibration", "complete")
+    assert numbers(run) == undisturbed and events(run)[0]["event"] == "started"
+    assert [event["step"] for event in events(run) if event["event"] == "started"][1] >= 60
