@@ -1,15 +1,21 @@
 """SLURM's commands: what they are asked, and what their answers mean."""
 
+import logging
+import math
 import re
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 from slurm.errors import SlurmError, SlurmUnreachable
+from slurm.profile import Resources, seconds_of
+
+log = logging.getLogger(__name__)
 
 _SECONDS = 60
 _TRIES = 4
@@ -70,14 +76,45 @@ def submit(script: Path, after: str = "", *, accepted: Callable[[], Found | None
     raise SlurmUnreachable(f"sbatch {script}: {said(result)}")
 
 
-def check(script: Path, name: str) -> None:
+def check(script: Path, name: str, resources: Resources) -> None:
     """Asks whether a job could ever run, without submitting it.
 
-    Raises: SlurmError in sbatch's own words.
+    While nodes are out SLURM's answer is about those that are not: what may be for that reason alone is a warning.
+
+    Raises: SlurmError in sbatch's own words, or for a time limit that no partition allows: many clusters
+    (EnforcePartLimits=NO) accept such a job, which then waits forever.
     """
     result = command("sbatch", "--test-only", str(script))
     if result.returncode != 0:
-        raise SlurmError(f"SLURM would refuse the job {name}: {said(result).removeprefix('allocation failure: ')}")
+        reason = said(result).removeprefix("allocation failure: ")
+        if "node configuration is not available" not in reason or not nodes_out(resources.partition):
+            raise SlurmError(f"SLURM would refuse the job {name}: {reason}")
+        log.warning("the job %s cannot run while nodes of its partition are out (SLURM: %s)", name, reason)
+    limits = time_limits(resources.partition)
+    if resources.time and limits and all(seconds_of(resources.time) > limit for limit in limits.values()):
+        longest = max(limits, key=limits.__getitem__)
+        raise SlurmError(
+            f"the job {name} asks for time: {resources.time} (stage or pool of the cluster profile); partition "
+            f"{longest} allows {timedelta(seconds=limits[longest])} at most. A training needs no more: it goes on in "
+            "a new allocation when its time is up"
+        )
+
+
+def time_limits(partition: str | None) -> dict[str, float]:
+    """Longest time in seconds of the partitions (several with commas; None: of the default one), by name.
+
+    Empty where SLURM cannot be asked.
+    """
+    try:
+        result = command("sinfo", "--noheader", "-o", "%P|%l", *(["-p", partition] if partition else []))
+    except SlurmUnreachable:
+        return {}
+    found = {}
+    for line in result.stdout.splitlines():
+        name, _, limit = line.strip().partition("|")
+        if (partition or name.endswith("*")) and limit:
+            found[name.rstrip("*")] = seconds_of(limit) if limit[0].isdecimal() else math.inf
+    return found
 
 
 def cancel(ids: Sequence[str]) -> None:
@@ -134,17 +171,19 @@ _ACTIVE = {
 }
 
 
-def queued(names: Callable[[str], bool]) -> list[JobState]:
-    """This user's jobs that wait or run, by name; an array's tasks one by one.
+def listed(names: Callable[[str], bool]) -> list[JobState]:
+    """This user's jobs that wait, run or ended lately, by name; an array's tasks one by one.
 
     Raises: SlurmUnreachable.
     """
-    result = command("squeue", "--me", "--noheader", "--array", "--states=all", "-o", "%F|%K|%T|%j|%N|%r")
+    result = command("squeue", "--me", "--noheader", "--array", "--states=all", "-o", "%F|%K|%T|%N|%r|%j")
     if result.returncode != 0:
         raise SlurmUnreachable(f"squeue: {said(result)}")
     found = []
     for line in result.stdout.splitlines():
-        job_id, task, state, name, nodes, reason = line.split("|", 5)
+        if line.count("|") < 5:  # the rest of another job's name, which has a line break
+            continue
+        job_id, task, state, nodes, reason, name = line.split("|", 5)
         if names(name):
             found.append(JobState(int(job_id), _task(task), name, state, _reason(reason), nodes))
     return found
@@ -194,13 +233,20 @@ def states_of(ids: Sequence[int], active: Sequence[JobState]) -> dict[int, list[
 
 def nodes_of_partition(partition: str | None) -> set[str]:
     """Nodes of a partition (None: of all) that could run a job now or later; empty where SLURM cannot be asked."""
+    return {name for name, state in _node_states(partition) if not is_out(state)}
+
+
+def nodes_out(partition: str | None) -> set[str]:
+    """Nodes of a partition (None: of all) that take no jobs at present; empty where SLURM cannot be asked."""
+    return {name for name, state in _node_states(partition) if is_out(state)}
+
+
+def _node_states(partition: str | None) -> list[tuple[str, str]]:
     try:
-        chosen = ["-p", partition] if partition else []
-        result = command("sinfo", "--noheader", "-N", *chosen, "-o", "%N|%T")
+        result = command("sinfo", "--noheader", "-N", *(["-p", partition] if partition else []), "-o", "%N|%T")
     except SlurmUnreachable:
-        return set()
-    lines = (line.split("|") for line in result.stdout.splitlines() if "|" in line)
-    return {name for name, state in lines if not is_out(state)}
+        return []
+    return [(name, state) for name, _, state in (line.partition("|") for line in result.stdout.splitlines()) if state]
 
 
 def is_out(state: str) -> bool:

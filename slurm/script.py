@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from slurm.errors import SlurmError
 from slurm.job import REQUEUE_CODE, Job, ranges
 from slurm.profile import ClusterProfile, Container, Resources
 
@@ -12,10 +13,13 @@ _STRAGGLER_SECONDS = 15
 
 
 def script_text(job: Job, profile: ClusterProfile) -> str:
-    """The batch script of a job; its dependencies are given to sbatch beside it."""
+    """The batch script of a job; its dependencies are given to sbatch beside it.
+
+    Raises: SlurmError for a name or path that cannot stand in one.
+    """
     options = "\n".join(f"#SBATCH {option}" for option in job_options(job, profile))
     parts = [
-        f"#!/bin/bash\n{options}",
+        f"#!/bin/bash\n# shellcheck disable=SC2016 # what stands in single quotes is meant as it stands\n{options}",
         "set -uo pipefail",
         _restart_cap(profile),
         _setting(job, profile),
@@ -55,7 +59,8 @@ def _of_resources(resources: Resources) -> dict[str, str]:
     found = {
         **plain,
         "nodes": str(nodes) if fewest == nodes else f"{fewest}-{nodes}",
-        "ntasks-per-node": "1",
+        # With a number of tasks SLURM gives the fewest nodes that hold them, without one as many as there are.
+        "ntasks-per-node": "1" if fewest == nodes else None,
         "cpus-per-task": resources.cpus and str(resources.cpus),
         "mem": resources.memory,
     }
@@ -71,17 +76,22 @@ def _of_resources(resources: Resources) -> dict[str, str]:
 def _quoted(value: str) -> str:
     """A value in a line of options: sbatch knows double quotes, and a backslash before what would end them.
 
-    Raises: ValueError for a line break, which no quotes can hold there.
+    Raises: SlurmError for a line break, which no quotes can hold there.
     """
     if any(ord(character) < 32 for character in value):
-        raise ValueError(f"{value!r}: a line break or control character cannot stand in an option of sbatch")
+        raise SlurmError(f"{value!r}: a line break or control character cannot stand in an option of sbatch")
     if value and all(character.isalnum() or character in "-_./:,=%@+[]&|*" for character in value):
         return value
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _literal(path: Path) -> str:
-    """A path in which sbatch finds no placeholder (%j)."""
+    """A path in which sbatch finds no placeholder (%j).
+
+    Raises: SlurmError for a backslash: after one sbatch replaces no placeholder, and the job's id would be missing.
+    """
+    if "\\" in str(path):
+        raise SlurmError(f"{path}: SLURM can write no log below a folder with a backslash in its name")
     return str(path).replace("%", "%%")
 
 

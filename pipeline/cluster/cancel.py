@@ -21,7 +21,7 @@ def cancel(run: Path, stage: str | None = None) -> list[int]:
     known = {job.part: job.stage for job in folder.submitted()}
     if stage is not None and stage not in {*known, *known.values()}:
         raise RecipeError(f"{stage}: no job of it was submitted; there are {', '.join(known)}")
-    active = [state for state in client.queued(names.are_ours) if state.is_active]
+    active = [state for state in client.listed(names.are_ours) if state.is_active]
     chosen = [
         state.job_id
         for state in active

@@ -3,9 +3,11 @@
 import json
 import os
 import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -18,9 +20,9 @@ def only_one(path: Path, doing: str) -> Iterator[None]:
 
     Raises: RecipeError if a process that is alive, or one on another machine, holds it.
     """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     own = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-    temporary = path.with_name(f".{path.name}.{own['host']}.{own['pid']}")
-    temporary.write_text(json.dumps(own))
+    temporary.write_text(json.dumps(own | {"file": temporary.name}))
     try:
         while not _linked(temporary, path):
             _remove_if_dead(path, doing)
@@ -55,7 +57,7 @@ def _remove_if_dead(path: Path, doing: str) -> None:
     )
 
 
-def _put_away(path: Path, dead: dict[str, float]) -> None:
+def _put_away(path: Path, dead: dict[str, Any]) -> None:
     """Removes the lock of a dead process; not one that another process has put in its place since it was read."""
     aside = path.with_name(f".{path.name}.stale.{os.getpid()}")
     try:
@@ -64,6 +66,8 @@ def _put_away(path: Path, dead: dict[str, float]) -> None:
         return
     if json.loads(aside.read_text()) != dead:
         os.link(aside, path)
+    else:
+        path.with_name(dead["file"]).unlink(missing_ok=True)
     aside.unlink()
 
 

@@ -137,7 +137,7 @@ def ask(folder: JobsFolder, name: str, journal: Sequence[Submitted]) -> _Queue:
         return _Queue()
     names = JobNames(name, folder.label)
     try:
-        active = client.queued(names.are_ours)
+        active = client.listed(names.are_ours)
     except client.SlurmUnreachable as error:
         return _Queue(
             reachable=False, note=f"SLURM could not be asked ({error}); what follows is from the run's folder"
@@ -243,7 +243,9 @@ def judged(slurm: JobState | None, last: Attempt | None, *, reachable: bool) -> 
         state: State = "cancelled" if slurm.state in ("CANCELLED", "REVOKED") else "failed"
         return state, f"{words}{where}{': ' if said else ''}{said}"
     if last is None:
-        return ("lost", "SLURM no longer knows the job, and it never began") if reachable else ("waiting", "not begun")
+        if reachable:
+            return "lost", "SLURM no longer knows it, and it never began: perhaps cancelled while it waited"
+        return "waiting", "not begun"
     if last.ended is None:
         if reachable:
             return "lost", f"SLURM no longer knows the job, which began on {', '.join(last.nodes)} and did not end well"

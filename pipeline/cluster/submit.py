@@ -76,14 +76,14 @@ class Submission:
             for planned in self.chain.planned:
                 planned.script.write_text(planned.text, encoding="utf-8")
             for planned in self.chain.planned:
-                client.check(planned.script, planned.part.name)
+                client.check(planned.script, planned.part.name, planned.job.resources)
             for planned in self.chain.planned:
                 self._submit(planned)
         return self.chain
 
     def _known_jobs(self) -> list[JobState]:
         """This run's jobs that wait or run. Ones that a submit which was cut off did not write down are added now."""
-        active = [state for state in client.queued(self._names.are_ours) if state.is_active]
+        active = [state for state in client.listed(self._names.are_ours) if state.is_active]
         journal = self.folder.submitted()
         known = {job.job_id for job in journal}
         for job_id in sorted({state.job_id for state in active} - known):
@@ -173,7 +173,7 @@ class Submission:
         before = {state.job_id for state in self._active} | {job.job_id for job in self.folder.submitted()}
 
         def look() -> int | None:
-            ours = client.queued(lambda name: name == self._names.write(part.name, offset))
+            ours = client.listed(lambda name: name == self._names.write(part.name, offset))
             return min({state.job_id for state in ours} - before, default=None)
 
         return look

@@ -16,7 +16,7 @@ def make_job(tmp_path: Path) -> Callable[..., Job]:
     def make(**changes: object) -> Job:
         folder = Path(str(changes.pop("folder", tmp_path)))
         values = {
-            "name": "run.part.label",
+            "name": f"run.part.{tmp_path.name}",  # SLURM remembers jobs of other tests
             "command": ("true",),
             "resources": Resources(partition="main", time="5"),
             "folder": folder,

@@ -47,7 +47,7 @@ def slurm(state: str, reason: str = "", nodes: str = "") -> JobState:
         (None, WELL, True, "complete", ""),
         (None, BADLY, True, "failed", "rank 3 on n2 failed: ValueError"),
         (None, BEGUN, True, "lost", "SLURM no longer knows the job, which began on n1, n2 and did not end well"),
-        (None, None, True, "lost", "SLURM no longer knows the job, and it never began"),
+        (None, None, True, "lost", "SLURM no longer knows it, and it never began: perhaps cancelled while it waited"),
         (None, BEGUN, False, "running", ""),
         (None, None, False, "waiting", "not begun"),
         (None, STOPPED, False, "waiting", "stopped after step 40"),
@@ -82,7 +82,7 @@ def submitted(folder: JobsFolder, part: str, job_id: int, tasks: tuple[int, ...]
 
 
 def of_slurm(monkeypatch: pytest.MonkeyPatch, states: list[JobState]) -> None:
-    monkeypatch.setattr(asking.client, "queued", lambda names: [state for state in states if names(state.name)])
+    monkeypatch.setattr(asking.client, "listed", lambda names: [state for state in states if names(state.name)])
     remembered = lambda number: [state for state in states if state.job_id == number]  # noqa: E731
     monkeypatch.setattr(asking.client, "remembered", remembered)
     monkeypatch.setattr(asking.client, "accounted", lambda number: [])
@@ -138,7 +138,7 @@ def test_without_slurm_the_run_speaks_for_itself(run: JobsFolder, monkeypatch: p
     def absent(names: object) -> None:
         raise SlurmUnreachable("no squeue on this machine's path")
 
-    monkeypatch.setattr(asking.client, "queued", absent)
+    monkeypatch.setattr(asking.client, "listed", absent)
     run.write_attempts(Attempts(part="recalibration", job_id=10, index=None, attempts=(BEGUN,)))
     found = status_of(run.run)
     assert found.stages[2].state == "running" and "SLURM could not be asked" in as_text(found)

@@ -43,7 +43,7 @@ def held(cluster: Any) -> Any:
     ("profile", "sections", "said"),
     [
         ({"defaults": {"partition": "nowhere"}, "pools": {"cpu": {}, "nodes": {}}}, {}, "invalid partition specified"),
-        ({"stages": {"surgery": {"time": "3-00:00:00"}}}, {}, "Requested time limit is invalid"),
+        ({"stages": {"surgery": {"time": "3-00:00:00"}}}, {}, "partition cpu allows 1 day, 0:00:00 at most"),
         ({"stages": {"recalibration": {"gpus": 4}}}, {}, "SLURM would refuse the job recalibration"),
         ({}, {"training": {"data_parallel": 4, "micro_batch": 1}}, "recalibration wants 4 processes"),
         ({"stages": {"surgery": {"nodes": 2, "colour": "red"}}}, {}, "stages.surgery.colour: unknown key"),
