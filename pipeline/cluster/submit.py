@@ -15,7 +15,7 @@ from pipeline.errors import RecipeError
 from pipeline.manifest import now
 from pipeline.recipe import Recipe
 from pipeline.run_folder import LOCK_FILE, is_complete, refuse_foreign_folder
-from pipeline.stages import Stage
+from pipeline.stages import Stage, stages_of
 from slurm import client
 from slurm.client import JobState
 from slurm.job import Job, ranges
@@ -59,9 +59,11 @@ class Submission:
     def __init__(self, recipe: Recipe, profile: ClusterProfile, stages: Sequence[Stage], *, dry: bool) -> None:
         self.recipe, self.profile, self.dry = recipe, profile, dry
         self.folder = JobsFolder(recipe.folder)
-        self.complete = [stage.name for stage in stages if is_complete(stage, recipe)]
-        self.parts = parts_of(recipe, profile, [stage for stage in stages if stage.name not in self.complete])
-        self.chain = Chain(skipped=self.complete)
+        asked = {stage.name for stage in stages}
+        pending = [stage for stage in stages_of(recipe) if not is_complete(stage, recipe)]
+        self._all_parts = parts_of(recipe, profile, pending)
+        self.parts = [part for part in self._all_parts if part.stage in asked]
+        self.chain = Chain(skipped=[stage.name for stage in stages if stage not in pending])
         self._names = JobNames(recipe.name, self.folder.label if self.folder.exists else _UNKNOWN_LABEL)
         self._active: list[JobState] = []
 
@@ -99,13 +101,21 @@ class Submission:
     def _as_submitted(self, states: list[JobState]) -> Submitted | None:
         """What would have been written down of a job."""
         name, offset = self._names.read(states[0].name)
-        part = next((part for part in self.parts if part.name == name), None)
+        part = next((part for part in self._all_parts if part.name == name), None)
         if part is None:
             return None
         tasks = [state.task + offset for state in states if state.task is not None]
         return self._record(part, states[0].job_id, "", tasks, offset)
 
     def _plan_all(self, recipe_file: Path) -> None:
+        """Raises: RecipeError if a stage before those asked for is neither complete nor on its way."""
+        for part in self.parts:
+            for need in part.needs:
+                if not self._is_own(need) and not self._on_their_way(need):
+                    raise RecipeError(
+                        f"--from {self.parts[0].stage}: stage {part.stage} needs stage {need.removesuffix('-merge')}, "
+                        "which is not complete"
+                    )
         anew: set[str] = set()
         for part in self.parts:
             kept = self._kept(part, anew)
@@ -119,15 +129,26 @@ class Submission:
             if planned:
                 anew.add(part.name)
 
+    def _is_own(self, name: str) -> bool:
+        """Whether this submission is about the part."""
+        return any(part.name == name for part in self.parts)
+
+    def _on_their_way(self, name: str) -> list[Submitted]:
+        """Jobs of a part that wait or run; in a dry run all of them, as SLURM is not asked."""
+        active = {state.job_id for state in self._active}
+        return [job for job in self.folder.submitted() if job.part == name and (self.dry or job.job_id in active)]
+
     def _kept(self, part: Part, anew: set[str]) -> list[Submitted]:
         """Jobs of the part that wait or run. One that waits for a part which begins anew could never begin: it ends."""
-        ids = {state.job_id for state in self._active if self._names.read(state.name)[0] == part.name}
+        if self.dry:
+            return []
+        ids = {job.job_id for job in self._on_their_way(part.name)}
         if ids and anew & set(part.needs):
             waiting = [number for number in ids if not any(s.is_running for s in self._active if s.job_id == number)]
             log.info("%s: job %s waited for what begins anew; it is replaced", part.name, ", ".join(map(str, waiting)))
             client.cancel([str(number) for number in waiting])
             ids -= set(waiting)
-        return [job for job in self.folder.submitted() if job.job_id in ids] if ids else []
+        return [job for job in self.folder.submitted() if job.job_id in ids]
 
     def _planned(self, part: Part, recipe_file: Path, kept: list[Submitted]) -> list[Planned]:
         """The part's scripts: one, or for an array as many as its tasks need under the cluster's MaxArraySize."""
@@ -201,7 +222,8 @@ class Submission:
         clauses = []
         for need in part.needs:
             fresh = [job.job_id for job in self.chain.submitted if job.part == need]
-            kept = [job.job_id for job in self.chain.kept.get(need, [])]
+            before = self.chain.kept.get(need, []) if self._is_own(need) else self._on_their_way(need)
+            kept = [job.job_id for job in before]
             clauses += [f"afterok:{job_id}" for job_id in fresh]
             clauses += [f"{'afterany' if fresh else 'afterok'}:{job_id}" for job_id in kept]
         return ",".join(clauses)
@@ -249,7 +271,6 @@ def _checked(recipe: Recipe, profile: ClusterProfile, first: str | None, last: s
         if pending:
             _refuse_absent(recipe)
             check_recipe(recipe, pending)
-    _refuse_gap(recipe, pending, stages)
     return stages
 
 
@@ -263,22 +284,6 @@ def _refuse_absent(recipe: Recipe) -> None:
         raise RecipeError(
             f"not in this machine's Hub cache: {of_hub[0].asset}{more}; bring it first: drope fetch RECIPE"
         )
-
-
-def _refuse_gap(recipe: Recipe, pending: Sequence[Stage], stages: Sequence[Stage]) -> None:
-    """Raises: RecipeError if a stage before those submitted is neither complete nor among them."""
-    from pipeline.manifest import Manifest
-    from pipeline.stages import stages_of
-
-    there = {stage.name for stage in stages_of(recipe)}
-    on_their_way = {job.stage for job in JobsFolder(recipe.folder).submitted()}
-    for stage in pending:
-        for need in (*stage.needs, *stage.needs_also(recipe)):
-            is_made = need in {other.name for other in stages} or need in on_their_way
-            if need in there and not is_made and Manifest.load(recipe.folder / need) is None:
-                raise RecipeError(
-                    f"--from {stages[0].name}: stage {stage.name} needs stage {need}, which is not complete"
-                )
 
 
 def as_text(chain: Chain) -> str:
