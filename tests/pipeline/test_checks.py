@@ -62,7 +62,7 @@ def test_more_processes_than_gpus_are_refused(write_recipe: Callable[..., Path])
     recipe = load_recipe(write_recipe(), ("recalibration.data_parallel=2",))
     check_gpus(recipe, 0)  # on the CPU any number runs
     check_gpus(recipe, 4)
-    with pytest.raises(RecipeError, match="= 4 processes: this machine has 2 GPUs"):
+    with pytest.raises(RecipeError, match="= 4 processes: there are 2 GPUs here"):
         check_gpus(recipe, 2)
 
 
