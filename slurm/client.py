@@ -217,11 +217,14 @@ def accounted(job_id: int) -> list[JobState]:
 
 
 def states_of(ids: Sequence[int], active: Sequence[JobState]) -> dict[int, list[JobState]]:
-    """All that SLURM knows of these jobs: `active` of the queue, then the controller's memory, then accounting."""
+    """All that SLURM knows of these jobs: `active` of the queue, then the controller's memory, then accounting.
+
+    Of an array's tasks that were cancelled before they began accounting alone knows.
+    """
     found: dict[int, list[JobState]] = {}
     for job_id in ids:
-        known = {state.task: state for state in accounted(job_id)} if not (kept := remembered(job_id)) else {}
-        known |= {state.task: state for state in kept}
+        kept = {state.task: state for state in remembered(job_id)}
+        known = kept if None in kept else {state.task: state for state in accounted(job_id)} | kept
         known |= {
             state.task: replace(state, restarts=known[state.task].restarts) if state.task in known else state
             for state in active

@@ -74,12 +74,13 @@ def run_job(recipe: Recipe, work: Work) -> int:
 def do(recipe: Recipe, work: Work, step: Step) -> None:
     """A stage, or its tasks or merge, on this node alone."""
     from pipeline import data_tasks, evaluation_tasks
-    from pipeline.run_local import run
 
     tasks = {"data": data_tasks, "evaluation": evaluation_tasks}.get(work.stage)
     if work.does == "tasks":
         tasks.run_task(recipe, (step.task or 0) + work.offset, work.of)
         return
+    from pipeline.run_local import run  # brings torch, which a thousand tasks of data do without
+
     if work.does == "merge":
         try:
             patiently(lambda: tasks.check_merge(recipe), *BAD_INPUT, seconds=_MERGE_PATIENCE)

@@ -204,7 +204,10 @@ def _job_status(job: Submitted, folder: JobsFolder, queue: _Queue) -> _JobStatus
     of_index: dict[int | None, tuple[State, str]] = {}
     for index in indices:
         last = attempts[index].attempts[-1] if index in attempts and attempts[index].attempts else None
-        of_index[index] = judged(by_index.get(index), last, reachable=queue.reachable)
+        if by_index and index not in by_index and last is None:  # SLURM forgets at once what it has not begun
+            of_index[index] = "cancelled", "cancelled while it waited"
+        else:
+            of_index[index] = judged(by_index.get(index), last, reachable=queue.reachable)
     first = min(of_index, key=lambda index: _ORDER.index(of_index[index][0]))
     state, detail = of_index[first]
     slurm = by_index.get(first)
@@ -244,7 +247,7 @@ def judged(slurm: JobState | None, last: Attempt | None, *, reachable: bool) -> 
         return state, f"{words}{where}{': ' if said else ''}{said}"
     if last is None:
         if reachable:
-            return "lost", "SLURM no longer knows it, and it never began: perhaps cancelled while it waited"
+            return "lost", "SLURM no longer knows the job, and it never began"
         return "waiting", "not begun"
     if last.ended is None:
         if reachable:

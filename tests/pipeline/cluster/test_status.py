@@ -47,7 +47,7 @@ def slurm(state: str, reason: str = "", nodes: str = "") -> JobState:
         (None, WELL, True, "complete", ""),
         (None, BADLY, True, "failed", "rank 3 on n2 failed: ValueError"),
         (None, BEGUN, True, "lost", "SLURM no longer knows the job, which began on n1, n2 and did not end well"),
-        (None, None, True, "lost", "SLURM no longer knows it, and it never began: perhaps cancelled while it waited"),
+        (None, None, True, "lost", "SLURM no longer knows the job, and it never began"),
         (None, BEGUN, False, "running", ""),
         (None, None, False, "waiting", "not begun"),
         (None, STOPPED, False, "waiting", "stopped after step 40"),
@@ -111,6 +111,13 @@ def test_tasks_that_failed_and_were_done_in_a_later_array_no_longer_count(
     of_slurm(monkeypatch, done)
     data = status_of(run.run).stages[0]
     assert (data.state, data.detail) == ("lost", "its jobs ended well, and no manifest is there (yet)")
+
+
+def test_a_task_that_was_cancelled_while_it_waited(run: JobsFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = submitted(run, "data", 10, (0, 1, 2))
+    of_slurm(monkeypatch, [JobState(10, task, job.name, "COMPLETED") for task in (0, 1)])
+    data = status_of(run.run).stages[0]
+    assert (data.state, data.detail, data.tasks.failed) == ("cancelled", "cancelled while it waited", (2,))
 
 
 def test_a_number_that_slurm_gave_to_another_job(run: JobsFolder, monkeypatch: pytest.MonkeyPatch) -> None:

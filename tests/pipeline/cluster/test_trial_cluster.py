@@ -105,33 +105,30 @@ def test_fewer_nodes_than_before(cluster_run: MakeRun, long_training: dict[str, 
     assert read_metrics(run.path / "recalibration")[-1]["step"] == 300
 
 
-def test_a_time_limit_shorter_than_the_run(
-    cluster_run: MakeRun, long_training: dict[str, Any], undisturbed: list[dict[str, Any]]
-) -> None:
-    # A minute is the shortest limit; the warning comes so early that three allocations are needed.
+def test_a_time_limit_shorter_than_the_run(cluster_run: MakeRun, long_training: dict[str, Any]) -> None:
+    # A minute is the shortest limit; the warning comes so early (SLURM looks twice a minute) that one is not enough.
     profile = {"restarts": {"warning_seconds": 43}, "stages": {"recalibration": {"time": 1}}}
-    slow = long_training | {"tokens": 1200 * 4 * 32, "checkpoint_every": 50}
+    slow = long_training | {"tokens": 500 * 4 * 32, "checkpoint_every": 50}
     run = cluster_run("short", profile, training=slow)
     run.submit("--until", "recalibration")
     shown = run.wait("recalibration", "complete")
     found = attempts(run)
-    assert len(found) >= 3 and [attempt["code"] for attempt in found] == [75] * (len(found) - 1) + [0]
+    assert len(found) >= 2 and [attempt["code"] for attempt in found] == [75] * (len(found) - 1) + [0]
     assert [attempt["restarts"] for attempt in found] == [*range(len(found))]
     assert shown["restarts"] == len(found) - 1
-    assert read_metrics(run.path / "recalibration")[-1]["step"] == 1200
-    assert [line["step"] for line in numbers(run)] == [*range(1201)]
+    assert read_metrics(run.path / "recalibration")[-1]["step"] == 500
+    assert [line["step"] for line in numbers(run)] == [*range(501)]
 
 
-def test_a_time_limit_that_allows_nothing_ends_the_job(cluster_run: MakeRun, long_training: dict[str, Any]) -> None:
-    profile = {"restarts": {"warning_seconds": 58}, "stages": {"recalibration": {"time": 1}}}
-    run = cluster_run("hopeless", profile, training=long_training)
+def test_a_job_that_fails_takes_with_it_what_depends_on_it(cluster_run: MakeRun) -> None:
+    run = cluster_run("failing", {"drope": "ls /nowhere"})
     run.submit()
-    shown = run.wait("recalibration", "failed")
-    assert "nothing was finished in this allocation" in shown["detail"]
-    assert len(attempts(run)) == 1
-    assert any("give it more time" in line for line in shown["log_lines"])
+    shown = run.wait("surgery", "failed")
+    assert any("cannot access '/nowhere'" in line for line in shown["log_lines"])
     run.cluster.wait(lambda: not run.cluster.command("squeue", "-h"), "what depends on it ends too")
-    assert {run.status()[stage]["state"] for stage in ("export", "evaluation", "report")} == {"cancelled"}
+    shown = run.status()
+    assert {shown[stage]["state"] for stage in ("recalibration", "export", "evaluation", "report")} == {"cancelled"}
+    assert "what it waited for has failed" in run.drope_status()
 
 
 def test_preemption_by_a_higher_partition(
@@ -177,7 +174,7 @@ def test_a_hundred_tasks_in_two_arrays(cluster_run: MakeRun, documents: Path, tm
     assert "64 tasks (0-63)" in said and "36 tasks (64-99)" in said  # MaxArraySize is 64 there
     run.wait("data", "complete")
     assert run.status()["data"]["tasks"] == {"of": 100, "done": 100, "running": 0, "waiting": 0, "failed": []}
-    assert len(attempts(run, "data")) == 101  # and the merge
+    assert len(attempts(run, "data")) == 100
     print(f"100 tasks in {time.monotonic() - began:.0f} s")
 
 
