@@ -163,12 +163,13 @@ def stage_status(run: Path, stage: str, journal: Sequence[Submitted], folder: Jo
     tasks = count_tasks([one for one in found if one.job.does == "tasks"])
     training = training_of(run / stage)
     numbers = tuple(job.job_id for job in jobs)
+    restarts = max((one.restarts for one in found), default=0)
+    shown = {"restarts": restarts, "tasks": tasks, "training": training}
     if manifest is not None:
-        return StageStatus(stage, "complete", numbers, tasks=tasks, training=training, seconds=manifest.seconds)
+        return StageStatus(stage, "complete", numbers, seconds=manifest.seconds, **shown)
     if not found:
         return StageStatus(stage, "not submitted", training=training)
     worst = deciding(found, tasks)
-    shown = {"restarts": max(one.restarts for one in found), "tasks": tasks, "training": training}
     failed = worst.state in ("failed", "cancelled", "lost")
     log = worst.log
     return StageStatus(
