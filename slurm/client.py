@@ -126,6 +126,13 @@ def cancel(ids: Sequence[str]) -> None:
         raise SlurmError(f"scancel: {said(result)}")
 
 
+def exclude_nodes(job_id: int, nodes: str) -> None:
+    """Has a job that waits exclude these nodes, and no others. Raises: SlurmError."""
+    result = command("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={nodes}")
+    if result.returncode != 0:
+        raise SlurmError(f"scontrol update of job {job_id}: {said(result)}")
+
+
 def setting(name: str, default: str) -> str:
     """A setting of the cluster, such as MaxArraySize; `default` where it cannot be asked for."""
     try:

@@ -152,7 +152,11 @@ def _contained(container: Container | None, job: Job) -> list[str]:
 
 def _ending(job: Job, profile: ClusterProfile) -> str:
     most, command = profile.restarts.most, profile.restarts.command
-    excluded = shlex.quote(str(job.excluded))
+    excluded, exclusion = shlex.quote(str(job.excluded)), ""
+    if command.endswith("scontrol requeue"):
+        update = command.removesuffix("requeue") + "update"
+        exclusion = f"""if [ -e {excluded} ]; then {update} JobId="$SLURM_JOB_ID" ExcNodeList="$(cat -- {excluded})"; fi
+"""
     return f"""if [ "$code" -ne {REQUEUE_CODE} ]; then exit "$code"; fi
 # The work stopped in good order and goes on in a new allocation of this same job.
 if [ "$restarts" -ge {most} ]; then
@@ -165,6 +169,4 @@ if ! answer=$({command} "$SLURM_JOB_ID" 2>&1) && [[ $answer != *"pending executi
     echo "drope: the job could not be requeued; what was done is kept, and drope submit goes on from it" >&2
     exit {REQUEUE_CODE}
 fi
-excluded=$(cat -- {excluded} 2>/dev/null)
-if [ -n "$excluded" ]; then scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$excluded"; fi
-exit {REQUEUE_CODE}"""
+{exclusion}exit {REQUEUE_CODE}"""

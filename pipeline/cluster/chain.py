@@ -39,6 +39,7 @@ def job_of(
         words += ["--of", str(part.tasks), *(["--offset", str(offset)] if offset else [])]
     if part.stage in TRAININGS:
         words += ["--per-node", str(slots_per_node(resources)), "--nodes-min", str(resources.nodes_min)]
+        words += ["--exclude", resources.exclude] if resources.exclude else []
     return Job(
         name=name,
         command=(*words, "--barren", str(profile.restarts.without_progress)),

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +18,7 @@ from pipeline.patience import patiently, seen
 from pipeline.recipe import Recipe
 from pipeline.signals import stopped_by_signals
 from pipeline.stages import Stage, stages_of
-from slurm.step import Step
+from slurm.step import Step, node_names
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ class Work:
     nodes_min: int
     barren: int
     """Allocations in a row that may bring nothing."""
+    exclude: str = ""
+    """Nodes that the profile never uses, as SLURM writes them."""
 
 
 class Elsewhere(Stopped):
@@ -110,7 +112,7 @@ def train(recipe: Recipe, work: Work, step: Step, folder: JobsFolder) -> None:
     except StageFailed as error:
         if not head.lost:
             raise
-        exclude(folder, work.part, head.lost, nodes_min=work.nodes_min)
+        leave_out(folder, work, head.lost)
         raise Elsewhere(f"{error}; the job goes on without") from error
 
 
@@ -199,9 +201,15 @@ def avoid_bad_nodes(folder: JobsFolder, step: Step, work: Work) -> None:
     bad = suspects(earlier[-1].nodes, earlier[-1].started)
     if not bad:
         return
-    excluded = exclude(folder, work.part, bad, nodes_min=work.nodes_min)
+    excluded = leave_out(folder, work, bad)
     if used := sorted(set(step.nodes) & set(excluded)):
         raise Elsewhere(f"{', '.join(used)} failed under the last allocation; the job goes on without")
+
+
+def leave_out(folder: JobsFolder, work: Work, nodes: Sequence[str]) -> tuple[str, ...]:
+    """Has the job not use these nodes again, if there are enough others; all that it does not use."""
+    always = node_names(work.exclude) if work.exclude else ()
+    return exclude(folder, work.part, nodes, nodes_min=work.nodes_min, always=always)
 
 
 def await_inputs(recipe: Recipe, stage: Stage) -> None:

@@ -108,7 +108,9 @@ def run_of(name: str) -> Path:
     for path in (Path(name), Path("runs") / name):
         if (path / RECIPE_FILE).is_file() or JobsFolder(path).exists:
             return path
-    raise RecipeError(f"{name}: no run in this folder, nor in runs/{name}; name the folder that holds the run's stages")
+    raise RecipeError(
+        f"{name}: no run in this folder, nor in ./runs by this name; name the folder that holds the run's stages"
+    )
 
 
 def recipe_of(run: Path) -> Recipe:
@@ -171,12 +173,14 @@ def stage_status(run: Path, stage: str, journal: Sequence[Submitted], folder: Jo
         return StageStatus(stage, "not submitted", training=training)
     worst = deciding(found, tasks)
     failed = worst.state in ("failed", "cancelled", "lost")
+    excluded = folder.excluded(worst.job.part)
+    without = excluded.read_text().strip() if worst.state == "waiting" and excluded.is_file() else ""
     log = worst.log
     return StageStatus(
         stage,
         worst.state,
         numbers,
-        worst.detail,
+        f"{worst.detail}; not on {without}" if without else worst.detail,
         nodes=worst.nodes,
         log=str(log) if log else None,
         log_lines=tuple(last_lines(log)) if failed and log else (),

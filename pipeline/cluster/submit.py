@@ -9,7 +9,8 @@ from pathlib import Path
 from pipeline.cluster.chain import job_of, recipe_copy, resources_of, write_recipe_copy
 from pipeline.cluster.folder import JobNames, JobsFolder, Submitted
 from pipeline.cluster.lock import only_one
-from pipeline.cluster.parts import Part, parts_of, stages_between
+from pipeline.cluster.nodes import readmit
+from pipeline.cluster.parts import TRAININGS, Part, parts_of, stages_between
 from pipeline.cluster.undone import undone_tasks
 from pipeline.errors import RecipeError
 from pipeline.manifest import now
@@ -121,6 +122,7 @@ class Submission:
             kept = self._kept(part, anew)
             if kept and part.does != "tasks":
                 self.chain.kept[part.name] = kept
+                self._readmit(part, kept[-1])
                 continue
             planned = self._planned(part, recipe_file, kept)
             self.chain.planned += planned
@@ -149,6 +151,14 @@ class Submission:
             client.cancel([str(number) for number in waiting])
             ids -= set(waiting)
         return [job for job in self.folder.submitted() if job.job_id in ids]
+
+    def _readmit(self, part: Part, job: Submitted) -> None:
+        if part.stage in TRAININGS and any(s.job_id == job.job_id and s.state == "PENDING" for s in self._active):
+            again = readmit(self.folder, part.name, job.job_id, resources_of(part, self.recipe, self.profile))
+            if again:
+                log.warning(
+                    "%s: too few nodes are up without %s; the job may use it again", part.name, ", ".join(again)
+                )
 
     def _planned(self, part: Part, recipe_file: Path, kept: list[Submitted]) -> list[Planned]:
         """The part's scripts: one, or for an array as many as its tasks need under the cluster's MaxArraySize."""
@@ -240,6 +250,7 @@ def submit(recipe: Recipe, profile: ClusterProfile, *, first: str | None, last: 
     stages = _checked(recipe, profile, first, last)
     client.require_sbatch()
     refuse_foreign_folder(recipe.folder)
+    Submission(recipe, profile, stages, dry=True).run()  # a script that cannot be written leaves no folder
     recipe.folder.mkdir(parents=True, exist_ok=True)
     (recipe.folder / LOCK_FILE).touch()  # marks the folder as a run's
     JobsFolder(recipe.folder).make()

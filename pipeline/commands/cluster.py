@@ -128,14 +128,24 @@ def cancel(run: str, stage: str | None) -> None:
 @click.option("--offset", type=click.IntRange(min=0), default=0, help="Task number less SLURM's array index.")
 @click.option("--per-node", type=click.IntRange(min=1), default=1, help="Processes of a training on every node.")
 @click.option("--nodes-min", type=click.IntRange(min=1), default=1, help="Fewest nodes that it runs on.")
+@click.option("--exclude", default="", help="Nodes that the profile never uses.")
 @click.option("--barren", type=click.IntRange(min=1), default=3, help="Allocations in a row that may bring nothing.")
-def job(recipe: Path, part: str, of: int, offset: int, per_node: int, nodes_min: int, barren: int) -> None:
+def job(
+    recipe: Path, part: str, of: int, offset: int, per_node: int, nodes_min: int, exclude: str, barren: int
+) -> None:
     """What the jobs of `drope submit` run, on every node; not for use by hand."""
     from pipeline.cluster.job import Work, run_job
 
     stage, _, merge = part.partition("-")
     does = "merge" if merge else ("tasks" if of > 1 else "all")
-    sizes = {"of": of, "offset": offset, "per_node": per_node, "nodes_min": nodes_min, "barren": barren}
+    sizes = {
+        "of": of,
+        "offset": offset,
+        "per_node": per_node,
+        "nodes_min": nodes_min,
+        "barren": barren,
+        "exclude": exclude,
+    }
     sys.exit(run_job(load(recipe, ()), Work(stage=stage, does=does, part=part, **sizes)))
 
 

@@ -21,6 +21,7 @@ from pipeline.manifest import now
 from pipeline.patience import patiently, seen
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.stages import STAGES
+from slurm.profile import Resources
 from slurm.step import Step
 
 WORK = Work(
@@ -134,10 +135,27 @@ def test_a_node_is_no_suspect_where_the_job_ended_by_itself(
 def test_excluded_nodes_gather_until_too_few_are_left(folder: JobsFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes.client, "nodes_of_partition", lambda partition: {f"n{number}" for number in range(1, 6)})
     folder.excluded("p").write_text("n9\n")  # the profile's
-    assert nodes.exclude(folder, "p", ["n1"], nodes_min=2) == ("n9", "n1")
-    assert nodes.exclude(folder, "p", ["n2", "n3"], nodes_min=2) == ("n1", "n9", "n2", "n3")
-    assert nodes.exclude(folder, "p", ["n4"], nodes_min=2) == ("n4",)
-    assert folder.excluded("p").read_text() == "n4\n"
+    few = {"nodes_min": 2, "always": ("n9",)}
+    assert nodes.exclude(folder, "p", ["n1"], **few) == ("n9", "n1")
+    assert nodes.exclude(folder, "p", ["n2", "n3"], **few) == ("n9", "n1", "n2", "n3")
+    assert nodes.exclude(folder, "p", ["n4"], **few) == ("n9", "n4")
+    assert folder.excluded("p").read_text() == "n[4,9]\n"
+    assert nodes.exclude(folder, "p", ["n1", "n2", "n3", "n4"], **few) == ("n9",)
+
+
+def test_a_job_that_waits_may_use_nodes_again_where_too_few_others_are_up(
+    folder: JobsFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    monkeypatch.setattr(nodes.client, "exclude_nodes", lambda job_id, names: told.append((job_id, names)))
+    asked = Resources(nodes=3, nodes_min=2, exclude="n9")
+    folder.excluded("p").write_text("n[2,9]\n")
+    monkeypatch.setattr(nodes.client, "nodes_of_partition", lambda partition: {"n1", "n2", "n3", "n9"})
+    assert nodes.readmit(folder, "p", 7, asked) == () and not told
+    monkeypatch.setattr(nodes.client, "nodes_of_partition", lambda partition: {"n2", "n3", "n9"})
+    assert nodes.readmit(folder, "p", 7, asked) == ("n2",)
+    assert told == [(7, "n9")] and folder.excluded("p").read_text() == "n9\n"
+    assert nodes.readmit(folder, "p", 7, asked) == ()
 
 
 def test_ranks_on_nodes() -> None:
