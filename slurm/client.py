@@ -260,11 +260,15 @@ def _node_states(partition: str | None) -> list[tuple[str, str]]:
 
 
 def is_out(state: str) -> bool:
-    """Whether a node in this state takes no jobs."""
-    return state.endswith("*") or state.rstrip("*~#!%$@^-+").lower() in _OUT
+    """Whether a node in this state takes no jobs: sinfo writes drained or down*, scontrol IDLE+DRAIN."""
+    words = {word.rstrip("*~#!%$@^-").lower() for word in state.split("+")}
+    return "*" in state or not words.isdisjoint(_OUT)
 
 
-_OUT = {"down", "drained", "draining", "drain", "fail", "failing", "error", "unknown", "no_respond", "future", "maint"}
+_OUT = {
+    *("down", "drained", "draining", "drain", "fail", "failing", "error", "unknown", "future", "maint"),
+    *("no_respond", "not_responding"),
+}
 
 
 def node_facts(nodes: Sequence[str]) -> dict[str, dict[str, str]]:

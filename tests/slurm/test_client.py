@@ -108,11 +108,23 @@ def test_without_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_settings_and_nodes(cluster: TrialCluster) -> None:
     assert client.setting("MaxArraySize", "1001") == "64"
     assert client.nodes_of_partition("main") == {"node1", "node2", "node3"}
-    cluster.command("scontrol", "update", "nodename=node2", "state=down", "reason=test")
+    cluster.command("scontrol", "update", "nodename=node2", "state=drain", "reason=test")
     assert client.nodes_of_partition(None) == {"node1", "node3"}
     facts = client.node_facts(["node1", "node2"])
     assert client.is_out(facts["node2"]["State"]) and not client.is_out(facts["node1"]["State"])
     cluster.command("scontrol", "update", "nodename=node2", "state=resume")
+
+
+@pytest.mark.parametrize(
+    ("state", "is_out"),
+    [
+        ("idle", False), ("mixed-", False), ("allocated", False), ("IDLE+CLOUD", False), ("idle~", False),
+        ("down*", True), ("idle*", True), ("drained", True), ("IDLE+DRAIN", True), ("DOWN+NOT_RESPONDING", True),
+        ("MIXED+DRAIN", True),
+    ],
+)  # fmt: skip
+def test_states_of_nodes(state: str, is_out: bool) -> None:
+    assert client.is_out(state) is is_out
 
 
 @pytest.mark.parametrize(("text", "tasks"), [("0-3,7%2", [0, 1, 2, 3, 7]), ("5", [5]), ("", []), ("N/A", [])])
