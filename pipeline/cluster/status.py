@@ -18,7 +18,7 @@ from slurm.client import JobState
 
 State = Literal["complete", "running", "waiting", "failed", "cancelled", "lost", "not submitted"]
 LOG_LINES = 8
-_NEVER = "Dependency"
+_NEVER = ("Dependency", "DependencyNeverSatisfied")
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def judged(slurm: JobState | None, last: Attempt | None, *, reachable: bool) -> 
         return "complete", ""
     if slurm is not None:
         words = _WORDS.get(slurm.state, f"ended by SLURM as {slurm.state}")
-        if slurm.state == "CANCELLED" and slurm.reason == _NEVER:
+        if slurm.state == "CANCELLED" and slurm.reason in _NEVER:
             words = "what it waited for has failed"
         where = f" on {slurm.nodes}" if slurm.nodes and slurm.state in ("NODE_FAIL", "OUT_OF_MEMORY") else ""
         state: State = "cancelled" if slurm.state in ("CANCELLED", "REVOKED") else "failed"
