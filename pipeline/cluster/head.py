@@ -145,7 +145,8 @@ class Head:
         wire = Wire(connection)
         try:
             hello = wire.receive(_HELLO_SECONDS) or {}
-            if not hmac.compare_digest(str(hello.get("token", "")), self._token) or hello["job"] != self._step.own_id:
+            is_known = hmac.compare_digest(str(hello.get("token", "")).encode(), self._token.encode())
+            if not is_known or hello["job"] != self._step.own_id:
                 wire.close()
                 return
             wire.send("heard")

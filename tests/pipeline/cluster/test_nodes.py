@@ -113,7 +113,7 @@ def test_strangers_and_taken_ports_do_not_matter(
         loud = socket.create_connection(("127.0.0.1", step.ports[1]))
         loud.sendall(b"GET / HTTP/1.1\r\n\r\n")
         thief = Wire(socket.create_connection(("127.0.0.1", step.ports[1])))
-        thief.send("hello", token="guessed", job=step.own_id, rank=1, versions=VERSIONS)
+        thief.send("hello", token="guessed é", job=step.own_id, rank=1, versions=VERSIONS)
         assert second(step, tmp_path / "log") == 0
     first.join(10)
     assert first.result == 4 and first.error is None
