@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tests.pipeline.cluster.conftest import SECONDS, ClusterRun
 
 pytestmark = pytest.mark.slow
 MakeRun = Callable[..., ClusterRun]
-_CALM: dict[str, list[dict]] = {}
+_CALM: dict[str, list[Any]] = {}
 
 
 def numbers(run: ClusterRun) -> list[dict[str, Any]]:
@@ -31,7 +32,15 @@ def undisturbed(cluster_run: MakeRun, long_training: dict[str, Any]) -> list[dic
         calm.submit("--until", "recalibration")
         calm.wait("recalibration", "complete")
         _CALM["numbers"] = numbers(calm)
+        lines = read_metrics(calm.path / "recalibration")
+        _CALM["seconds"] = [line["step_seconds"] for line in lines if "step_seconds" in line]
     return _CALM["numbers"]
+
+
+@pytest.fixture
+def steps_of_a_minute(undisturbed: list[dict[str, Any]]) -> int:
+    """Steps that take this machine about a minute."""
+    return round(60 / median(_CALM["seconds"]))
 
 
 def attempts(run: ClusterRun, part: str = "recalibration") -> list[dict[str, Any]]:
@@ -104,17 +113,19 @@ def test_fewer_nodes_than_before(cluster_run: MakeRun, long_training: dict[str, 
     assert read_metrics(run.path / "recalibration")[-1]["step"] == 150
 
 
-def test_a_time_limit_shorter_than_the_run(cluster_run: MakeRun, long_training: dict[str, Any]) -> None:
+def test_a_time_limit_shorter_than_the_run(
+    cluster_run: MakeRun, long_training: dict[str, Any], steps_of_a_minute: int
+) -> None:
     # A minute is the shortest limit; the warning comes so early (SLURM looks twice a minute) that one is not enough.
     profile = {"restarts": {"warning_seconds": 43}, "stages": {"recalibration": {"time": 1}}}
-    run = cluster_run("short", profile, training=long_training | {"tokens": 450 * 4 * 32, "checkpoint_every": 50})
+    run = cluster_run("short", profile, training=long_training | {"tokens": steps_of_a_minute * 4 * 32})
     run.submit("--until", "recalibration")
     shown = run.wait("recalibration", "complete", seconds=2 * SECONDS)
     found = attempts(run)
     assert len(found) >= 2 and [attempt["code"] for attempt in found] == [75] * (len(found) - 1) + [0]
     assert [attempt["restarts"] for attempt in found] == [*range(len(found))]
     assert shown["restarts"] == len(found) - 1
-    assert [line["step"] for line in numbers(run)] == [*range(451)]
+    assert [line["step"] for line in numbers(run)] == [*range(steps_of_a_minute + 1)]
 
 
 def test_a_job_that_fails_takes_with_it_what_depends_on_it(cluster_run: MakeRun) -> None:
