@@ -93,7 +93,8 @@ def test_estimates_are_near_what_a_process_holds(tmp_path: Path) -> None:
         wanted = activation_bytes(shape, BATCH_TOKENS if name == "answer" else LENGTH, value)
         wanted += kv_cache_bytes(shape, LENGTH, value) if name == "answer" else 0
         print(f"{name}: estimated {wanted / 1e6:.0f} MB, measured {found[name] / 1e6:.0f} MB")
-        assert wanted == pytest.approx(found[name], rel=0.2), name
+        # Libraries load and make code at first use, some MB of it, more on some CPUs.
+        assert wanted == pytest.approx(found[name], rel=0.2, abs=12e6), name
 
 
 def test_what_the_machine_cannot_hold_is_refused_before_any_work(models: Models, tmp_path: Path) -> None:
