@@ -20,6 +20,10 @@ class Stopped(RuntimeError):
     """A signal asked for an end, and what was done is safe: the same command goes on from it."""
 
 
+class OutOfTime(Stopped):
+    """The end was asked for because the time limit comes near: in as much time as this the work gets as far again."""
+
+
 BAD_INPUT = (RecipeError, DataError, SurgeryError, EvaluationError, SlurmError)
 REQUEUE = 75
 _UNUSABLE_PATH = (

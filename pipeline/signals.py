@@ -10,7 +10,7 @@ from types import FrameType
 
 import psutil
 
-from pipeline.errors import Stopped
+from pipeline.errors import OutOfTime, Stopped
 
 _SECONDS_BETWEEN_WISHES = 1.0
 
@@ -20,7 +20,8 @@ def stopped_by_signals() -> Iterator[None]:
     """SIGUSR1 and SIGTERM end what runs here by Stopped: stages that are cut off begin anew or go on."""
 
     def stop(number: int) -> None:
-        raise Stopped(f"stopped by {signal.Signals(number).name}; the same command goes on")
+        kind = OutOfTime if number == signal.SIGUSR1 else Stopped
+        raise kind(f"stopped by {signal.Signals(number).name}; the same command goes on")
 
     with _handled((signal.SIGUSR1, signal.SIGTERM), stop):
         yield

@@ -12,7 +12,7 @@ from pipeline.cluster.nodes import exclude, suspects, versions
 from pipeline.cluster.parts import TRAININGS
 from pipeline.cluster.progress import progress
 from pipeline.cluster.spread import fitting_data_parallel, usable_slots
-from pipeline.errors import BAD_INPUT, REQUEUE, RecipeError, StageFailed, Stopped, exit_code
+from pipeline.errors import BAD_INPUT, REQUEUE, OutOfTime, RecipeError, StageFailed, Stopped, exit_code
 from pipeline.manifest import MANIFEST_FILE, now
 from pipeline.patience import patiently, seen
 from pipeline.recipe import Recipe
@@ -141,7 +141,7 @@ def fitted(recipe: Recipe, slots: int) -> Recipe:
 def recorded(folder: JobsFolder, step: Step, work: Work) -> Iterator[None]:
     """Leaves a record of this allocation, and the verdict for the script that runs this.
 
-    A stop in which nothing was finished is made a failure: it would come again and again.
+    A time limit in which nothing was finished is made a failure: it would be so again and again.
     """
     before = folder.attempts(work.part, step.job_id, step.task)
     reached = progress(work.stage, folder.run / work.stage)
@@ -152,8 +152,8 @@ def recorded(folder: JobsFolder, step: Step, work: Work) -> Iterator[None]:
         try:
             yield
             code, message = 0, ""
-        except Stopped as error:
-            if not isinstance(error, Elsewhere) and progress(work.stage, folder.run / work.stage) == reached:
+        except OutOfTime as error:
+            if progress(work.stage, folder.run / work.stage) == reached:
                 raise StageFailed(
                     f"{error}; nothing was finished in this allocation, so the job is not requeued: give it more time "
                     "(time, restarts.warning_seconds in the cluster profile), or let checkpoints come sooner"

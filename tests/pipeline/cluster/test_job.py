@@ -16,7 +16,7 @@ from pipeline.cluster.folder import Attempt, Attempts, JobsFolder
 from pipeline.cluster.job import Elsewhere, Work, avoid_bad_nodes, await_inputs, fitted, recorded, refuse_endless
 from pipeline.cluster.progress import progress
 from pipeline.cluster.spread import fitting_data_parallel, ranks_of_nodes, usable_slots
-from pipeline.errors import RecipeError, StageFailed, Stopped
+from pipeline.errors import OutOfTime, RecipeError, StageFailed, Stopped
 from pipeline.manifest import now
 from pipeline.patience import patiently, seen
 from pipeline.recipe import Recipe, load_recipe
@@ -55,23 +55,24 @@ def checkpoint(folder: JobsFolder, step: int) -> None:
 def test_a_stop_that_brought_something_goes_on(folder: JobsFolder, step: Step) -> None:
     with pytest.raises(Stopped, match="its time"), recorded(folder, step, WORK):
         checkpoint(folder, 40)
-        raise Stopped("its time is over")
+        raise OutOfTime("its time is over")
     (only,) = folder.attempts("recalibration", 7, None).attempts
     assert (only.code, only.message, only.nodes, only.progress) == (75, "its time is over", ("n1", "n2"), 0)
     assert (folder.verdicts / "recalibration.7").read_text() == "75\n"
 
 
-def test_a_stop_that_brought_nothing_is_a_failure(folder: JobsFolder, step: Step) -> None:
+def test_a_time_limit_in_which_nothing_was_finished_is_a_failure(folder: JobsFolder, step: Step) -> None:
     checkpoint(folder, 40)
     with pytest.raises(StageFailed, match="nothing was finished in this allocation"), recorded(folder, step, WORK):
-        raise Stopped("its time is over")
+        raise OutOfTime("its time is over")
     assert folder.attempts("recalibration", 7, None).attempts[-1].code == 1
     assert (folder.verdicts / "recalibration.7").read_text() == "1\n"
 
 
-def test_leaving_a_node_is_no_such_stop(folder: JobsFolder, step: Step) -> None:
-    with pytest.raises(Elsewhere), recorded(folder, step, WORK):
-        raise Elsewhere("n2 went away")
+@pytest.mark.parametrize("stop", [Elsewhere("n2 went away"), Stopped("stopped by SIGTERM")])
+def test_a_node_left_or_a_preemption_is_no_failure(folder: JobsFolder, step: Step, stop: Stopped) -> None:
+    with pytest.raises(type(stop)), recorded(folder, step, WORK):
+        raise stop
     assert (folder.verdicts / "recalibration.7").read_text() == "75\n"
 
 
