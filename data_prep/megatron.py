@@ -1,7 +1,12 @@
 """Megatron-core's data set classes, imported without its chatter."""
 
 import logging
+import sys
 import warnings
+
+# Megatron-core imports Transformer Engine where it is installed, and fails with it where it does not load. Data sets
+# need none; a process that does has imported it before.
+sys.modules.setdefault("transformer_engine", None)  # type: ignore[arg-type]
 
 with warnings.catch_warnings():
     # At import Megatron warns of Apex and Transformer Engine, which no data set needs.

@@ -11,6 +11,8 @@ from model_surgery.shape import ModelShape, source_position_embedding
 from pipeline.errors import RecipeError
 from pipeline.model_source import resolve_model
 from pipeline.random_model import check_source, check_untrained, source_shape
+from pipeline.recalibration.layer_agreement import device_to_plan_for
+from pipeline.recalibration.layer_choice import LayerChoice, choose
 from pipeline.recalibration.run import check_schedule
 from pipeline.recalibration.wandb_sync import check_wandb
 from pipeline.recipe import Recipe
@@ -35,6 +37,7 @@ def check_shapes(recipe: Recipe, shape: ModelShape) -> None:
             "data.validation_fraction = 0: validation and evaluation need held-out documents; use 0.01, or a source "
             "with split: validation"
         )
+    layer_choice(recipe, shape)
     check_wandb(recipe.recalibration.wandb_project)
     published_rows(recipe)
     trained = trained_shape(recipe, shape)
@@ -42,6 +45,14 @@ def check_shapes(recipe: Recipe, shape: ModelShape) -> None:
     if "control" in recipe.evaluation.variants and not recipe.recalibration.control:
         raise RecipeError("evaluation.variants has control, which needs recalibration.control = true")
     check_untrained(recipe)
+
+
+def layer_choice(recipe: Recipe, shape: ModelShape) -> LayerChoice:
+    """What training would compute with on this machine's GPU, or without one on a GPU that is assumed.
+
+    Raises: RecipeError if the recipe asks for what cannot be had there.
+    """
+    return choose(recipe.recalibration, shape, recipe.data.row_length, device_to_plan_for())
 
 
 def trained_shape(recipe: Recipe, shape: ModelShape) -> ModelShape:

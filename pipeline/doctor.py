@@ -8,12 +8,15 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 from model_surgery.megatron.cpu import accelerator_name
+from model_surgery.megatron.te import availability
+from model_surgery.megatron.te.settings import FILLED_HEAD_DIM
 from pipeline.processes import tools_path
+from pipeline.recalibration.layer_agreement import this_device
 
 State = Literal["ok", "absent", "broken"]
 _MARK = {"ok": "ok     ", "absent": "absent ", "broken": "BROKEN "}
@@ -46,6 +49,7 @@ def examine() -> list[Finding]:
         attempt("deepspeed CPU operator", build_cpu_operator),
         gpu(),
         transformer_engine(),
+        fp8_attention(),
         nccl(),
         slurm(),
     ]
@@ -101,18 +105,28 @@ def gpu() -> Finding:
 
 
 def transformer_engine() -> Finding:
-    """Transformer Engine; where it is installed without cuDNN or a GPU its import raises, which is not fatal here."""
-    try:
-        installed = version("transformer-engine")
-    except PackageNotFoundError:
-        return Finding("Transformer Engine", "absent", "not installed (extra: gpu)")
-    try:
-        importlib.import_module("transformer_engine.pytorch")
-    except Exception as error:  # RuntimeError, OSError or ImportError, by what is missing
+    """Transformer Engine, tried as a training tries it; on a machine without a GPU it is not needed."""
+    found = availability.find()
+    if found.version is None:
+        state: State = "broken" if found.is_installed else "absent"
+        return Finding("Transformer Engine", state, f"{found.problem}; training takes torch's layers, without FP8")
+    cudnn = ".".join(map(str, availability.cudnn_version()))
+    return Finding("Transformer Engine", "ok", f"{found.version}, cuDNN {cudnn}")
+
+
+def fp8_attention() -> Finding:
+    """Whether this GPU trains attention in FP8, by a pass through one head of 128, the size that most of them can."""
+    device = this_device()
+    if device.transformer_engine is None or device.capability is None or device.capability < (9, 0):
         return Finding(
-            "Transformer Engine", "broken", f"{installed} does not load: {' '.join(str(error).split())[:120]}"
+            "FP8 attention", "absent", "needs Transformer Engine and a GPU of compute capability 9.0 or more"
         )
-    return Finding("Transformer Engine", "ok", installed)
+    from model_surgery.megatron.te.trial import reason_against
+
+    reason = reason_against(heads=1, kv_heads=1, head_dim=FILLED_HEAD_DIM, length=512)
+    return (
+        Finding("FP8 attention", "broken", reason) if reason else Finding("FP8 attention", "ok", "trains heads of 128")
+    )
 
 
 def nccl() -> Finding:

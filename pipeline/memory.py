@@ -7,6 +7,7 @@ follow the bookkeeping of Korthikanti et al. 2022 (arXiv:2205.05198, section 4) 
 from dataclasses import dataclass
 
 from model_surgery.megatron.logit_parts import part_tokens
+from model_surgery.megatron.te.settings import FILLED_HEAD_DIM
 from model_surgery.shape import ModelShape
 from pipeline.recalibration.config import RecalibrationConfig
 
@@ -16,6 +17,7 @@ REDUCE_BUCKET = 200_000_000
 _LIVE_AT_STAGE_3 = 1_000_000_000
 """Weights that DeepSpeed's ZeRO 3 leaves gathered (stage3_max_live_parameters)."""
 _VALUE = {"fp32": 4, "bf16": 2}
+_FP8 = 1
 _FP32 = 4
 
 
@@ -48,7 +50,7 @@ def training_memory(
     """
     shape = shape.padded(tensor_parallel)
     parameters, ranks, stage = shape.parameters // tensor_parallel, config.data_parallel, config.zero_stage
-    value, tokens = _VALUE[config.precision], config.micro_batch * length
+    value, tokens = _VALUE[config.dtype], config.micro_batch * length
     layer = tokens * layer_bytes(shape, config, tensor_parallel=tensor_parallel, length=length)
     # Of the feed-forward's gradients those of gate and up twice, as they are put together, and that of their product.
     gradients_of_layer = tokens * 5 * shape.ffn // tensor_parallel * value
@@ -64,7 +66,7 @@ def training_memory(
         # AdamW's two moments and the master weights in fp32; DeepSpeed keeps masters beside fp32 weights too.
         optimizer=_shared(parameters * 3 * _FP32, ranks, stage >= 1),
         communication=_communication(parameters, value, stage),
-        activations=shape.layers * (inputs if recomputed else layer),
+        activations=shape.layers * (inputs if recomputed else layer) + _fp8_weights(shape, config, tensor_parallel),
         working=max(logits, gradients_of_layer + (layer if recomputed else 0)),
     )
 
@@ -79,15 +81,38 @@ def layer_bytes(shape: ModelShape, config: RecalibrationConfig, *, tensor_parall
     By torch's kernels for GPUs. On a CPU its RMSNorm keeps the normed rows as well, in fp32: 8 bytes more per hidden
     value in fp32, 12 in bf16.
     """
-    value = _VALUE[config.precision]
+    value = _VALUE[config.dtype]
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     masked, grouped = config.mask_documents, shape.heads > shape.kv_heads
     # Queries that share keys are copied out of their groups; under a mask keys are repeated for them.
     attention = 3 * queries + 2 * keys if grouped and not masked else 2 * queries + 2 * max(queries, keys)
-    split = (attention + 3 * shape.ffn) * value + _norm_bytes(shape.q_norm, queries, value)
+    split = attention * value + _filled_bytes(shape, config, queries) + 3 * shape.ffn * value
+    split += _norm_bytes(shape.q_norm, queries, value)
     split += _norm_bytes(shape.k_norm, keys, value)
     whole = 4 * shape.hidden * value // _row_parts(config, tensor_parallel)
     return whole + split // tensor_parallel + (length * value if masked else 0)
+
+
+def _filled_bytes(shape: ModelShape, config: RecalibrationConfig, queries: int) -> int:
+    """What attention in FP8 keeps per token beyond what it would in bf16, where heads are filled up with zeros.
+
+    Queries, keys, values and the result in FP8, filled, and the result as it goes on; while the run warms up, all of
+    that in bf16. Heads that are not filled take less than in bf16, which may still be what is chosen in the end.
+    """
+    fp8 = config.fp8
+    if fp8 is None or not fp8.pad_head_dim or shape.head_dim >= FILLED_HEAD_DIM:
+        return 0
+    filled = 4 * queries * FILLED_HEAD_DIM // shape.head_dim
+    value = _VALUE["bf16"] if fp8.warmup_steps else _FP8
+    return max(0, filled * value + (queries - 4 * queries) * _VALUE["bf16"])
+
+
+def _fp8_weights(shape: ModelShape, config: RecalibrationConfig, tensor_parallel: int) -> int:
+    """The layers' matrices in FP8, two ways round, which live from the forward to the backward pass."""
+    if config.fp8 is None or config.fp8.linear == "off":
+        return 0
+    embeddings = shape.vocab * shape.hidden * (1 if shape.tied else 2)
+    return 2 * _FP8 * (shape.parameters - embeddings) // tensor_parallel
 
 
 def _communication(parameters: int, value: int, stage: int) -> int:

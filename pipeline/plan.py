@@ -7,13 +7,14 @@ from typing import Any
 from data_prep.shards import TOKEN_TYPES, token_type
 from model_surgery.qk_norm import with_qk_norm
 from model_surgery.shape import ModelShape
-from pipeline.checks import check_recipe, check_shapes
+from pipeline.checks import check_recipe, check_shapes, layer_choice
 from pipeline.evaluation_plan import ASSUMED_MEMORY, EvaluationPlan, plan_evaluation
 from pipeline.manifest import Manifest
 from pipeline.memory import GIB, TrainingMemory
 from pipeline.model_source import plan_shape
 from pipeline.random_model import with_trained_context
 from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.recalibration.layer_choice import LayerChoice
 from pipeline.recalibration.mfu import training_flops
 from pipeline.recalibration.ranks import device_memory, estimate, resolve
 from pipeline.recipe import Recipe
@@ -41,6 +42,8 @@ class Plan:
     """With numbers in place of auto."""
     chosen_for: str
     """What auto was resolved for; empty where nothing is auto."""
+    layers: LayerChoice
+    """What it computes with, and why."""
     steps: int
     tokens_per_step: int
     tokens: int
@@ -68,6 +71,7 @@ class Plan:
             "data_parallel": self.training.data_parallel,
             "micro_batch": self.training.micro_batch,
             "chosen_for": self.chosen_for,
+            "layers": asdict(self.layers),
             "shape": self.shape.model_dump(),
             "parameters": self.shape.parameters,
             "memory_per_gpu": memory,
@@ -97,6 +101,7 @@ class Plan:
             f"GPUs          {self.gpus} (TP {self.tensor_parallel} x DP {training.data_parallel})",
             f"micro batch   {training.micro_batch} of {rows} rows per step and rank"
             + (f" (auto, {self.chosen_for})" if self.chosen_for else ""),
+            f"layers        {self.layers}",
             f"memory/GPU    {self.memory.total / GIB:.1f} GiB estimated (GiB: {parts}), {recomputed}",
             f"evaluation    {self.evaluation.as_text()}",
             f"GPU-hours     {self.gpu_hours:,.1f} estimated at {ASSUMED_MFU:.0%} of {ASSUMED_PEAK_FLOPS / 1e12:.0f} "
@@ -137,6 +142,7 @@ def make_plan(recipe: Recipe, slots: int = 0) -> Plan:
         tensor_parallel=tensor_parallel,
         training=training,
         chosen_for=chosen_for,
+        layers=layer_choice(recipe, source),
         steps=steps,
         tokens_per_step=training.batch * length,
         tokens=tokens,
@@ -189,7 +195,7 @@ def stage_states(recipe: Recipe) -> dict[str, str]:
 def disk_bytes(recipe: Recipe, shape: ModelShape, tokens: int) -> dict[str, int]:
     """What the run's folder will hold. Training checkpoints: weights, and fp32 masters and moments."""
     training = recipe.recalibration
-    value = 2 if training.precision == "bf16" else 4
+    value = 4 if training.dtype == "fp32" else 2
     wanted = recipe.data.tokens or tokens
     trainings = 2 if training.control else 1
     stored = 4 if shape.dtype == "float32" else 2

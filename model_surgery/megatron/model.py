@@ -1,6 +1,8 @@
 """Builds the Megatron-core GPTModel that a layout's slices are the state of."""
 
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from megatron.core import parallel_state
@@ -17,12 +19,17 @@ from torch import Tensor
 from model_surgery.architectures import Join, rules
 from model_surgery.errors import SurgeryError
 from model_surgery.megatron.attention import SDPAttention, document_mask
+from model_surgery.megatron.names import keep_layout_names, layout_name
 from model_surgery.megatron.output_layer import OutputLayer
 from model_surgery.megatron.qk_norm import norm_specs
 from model_surgery.megatron.recompute import RecomputedLayer
 from model_surgery.megatron.sequence_parallel import RowPartNorm, forget_random_states
 from model_surgery.megatron.swiglu import SwiGLU
+from model_surgery.megatron.te.settings import FP8
 from model_surgery.shape import ModelShape
+
+if TYPE_CHECKING:
+    from model_surgery.megatron.te.fp8 import FP8Switch
 
 
 def start_parallel(tensor_parallel: int) -> None:
@@ -38,11 +45,16 @@ def build_model(
     max_length: int | None = None,
     sequence_parallel: bool = False,
     recompute: bool = False,
-) -> GPTModel:
+    layers: Literal["torch", "transformer_engine"] = "torch",
+    fp8: FP8 | None = None,
+) -> "LanguageModel":
     """This rank's part of the model, weights not yet loaded. Process groups must exist (`start_parallel`).
 
     Forward: token ids [batch, length] -> logits [batch, length, vocab / TP], or with labels the loss [batch, length].
     `sequence_parallel`: see its module; the length must be a multiple of TP. `recompute`: see `RecomputedLayer`.
+    `layers`: transformer_engine only where `te.availability` finds it; parameters have the same names either way.
+    `fp8`: what these layers may compute in FP8, once `model.fp8.active` is set; not with `recompute`, which would let
+    largest values be counted twice.
     """
     tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
     sequence_parallel = sequence_parallel and tensor_parallel > 1  # one rank has whole rows anyway
@@ -75,12 +87,20 @@ def build_model(
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
+        # Copies of the weights in FP8 would only be renewed where Megatron-core's own training loop says when.
+        disable_parameter_transpose_cache=True,
     )
     if sequence_parallel:
         forget_random_states()
+    switch = None
+    if fp8 is not None:
+        from model_surgery.megatron.te.fp8 import FP8Switch
+
+        switch = FP8Switch(fp8, shape.layers)
     model = LanguageModel(
+        fp8=switch,
         config=config,
-        transformer_layer_spec=block_spec(shape, tensor_parallel, sequence_parallel, recompute),
+        transformer_layer_spec=block_spec(shape, tensor_parallel, sequence_parallel, recompute, layers, switch),
         vocab_size=padded.vocab,
         max_sequence_length=max_length or shape.context,
         share_embeddings_and_output_weights=shape.tied,
@@ -94,7 +114,23 @@ def build_model(
 
 
 class LanguageModel(GPTModel):
-    """Megatron-core's, which with a `loss_mask` gives the sum of weight times loss over all tokens, a scalar."""
+    """Megatron-core's, which with a `loss_mask` gives the sum of weight times loss over all tokens, a scalar.
+
+    Whatever modules it is made of, it calls its parameters by the names of the layout, and its state dict holds nothing
+    else.
+    """
+
+    def __init__(self, *arguments: Any, fp8: "FP8Switch | None" = None, **others: Any) -> None:
+        super().__init__(*arguments, **others)
+        self.fp8 = fp8
+        keep_layout_names(self)
+
+    def named_parameters(self, *arguments: Any, **others: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return ((layout_name(name), value) for name, value in super().named_parameters(*arguments, **others))
+
+    def forward(self, *arguments: Any, **others: Any) -> Tensor:
+        with nullcontext() if self.fp8 is None else self.fp8.model(self.training):
+            return super().forward(*arguments, **others)
 
     def _postprocess(
         self, hidden_states: Tensor, *, labels: Tensor | None, loss_mask: Tensor | None, **others: object
@@ -106,21 +142,31 @@ class LanguageModel(GPTModel):
 
 
 def block_spec(
-    shape: ModelShape, tensor_parallel: int, sequence_parallel: bool, recompute: bool
+    shape: ModelShape,
+    tensor_parallel: int,
+    sequence_parallel: bool,
+    recompute: bool,
+    layers: Literal["torch", "transformer_engine"],
+    fp8: "FP8Switch | None",
 ) -> TransformerBlockSubmodules:
-    """Megatron-core's own layers without its fused extensions, and the modules of ours in them."""
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
-    attention = layer.submodules.self_attention.submodules
-    attention.core_attention = SDPAttention
-    layer.submodules.mlp.submodules.activation_func = SwiGLU
+    """Megatron-core's own layers, without its fused extensions or of Transformer Engine, and the modules of ours."""
+    if layers == "transformer_engine":
+        from model_surgery.megatron.te.layers import block_spec as of_transformer_engine
+
+        layer, last_norm = of_transformer_engine(sequence_parallel=sequence_parallel, fp8=fp8)
+    else:
+        layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+        layer.submodules.self_attention.submodules.core_attention = SDPAttention
+        layer.submodules.mlp.submodules.activation_func = SwiGLU
+        if sequence_parallel:
+            layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RowPartNorm
+        # Left to itself, Megatron-core would take another norm at the end than in the layers where it finds TE.
+        last_norm = layer.submodules.input_layernorm
     for name, norm in norm_specs(shape, tensor_parallel).items():
-        setattr(attention, name, norm)
-    if sequence_parallel:
-        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RowPartNorm
+        setattr(layer.submodules.self_attention.submodules, name, norm)
     if recompute:
         layer.module = RecomputedLayer
-    # Left to itself, Megatron-core would take another norm at the end than in the layers where it finds TE.
-    return TransformerBlockSubmodules(layer_specs=[layer] * shape.layers, layer_norm=layer.submodules.input_layernorm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * shape.layers, layer_norm=last_norm)
 
 
 def mask_padded_vocabulary(model: GPTModel, vocab: int, padded: int) -> None:

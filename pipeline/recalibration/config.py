@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _DecayRate = Annotated[float, Field(ge=0, lt=1)]
 _Positive = Annotated[int, Field(ge=1)]
+_Switch = BeforeValidator(lambda value: ("off", "on")[value] if isinstance(value, bool) else value)
+"""YAML 1.1 reads a bare on or off as true or false."""
 
 
 class _Section(BaseModel):
@@ -65,6 +67,38 @@ class GuardConfig(_Section):
     )
 
 
+class FP8Config(_Section):
+    """What is computed in 8-bit floating point under precision: fp8; weights, optimizer and the rest are as in bf16.
+
+    Delayed scaling: a tensor is scaled by the largest values of the passes before (Micikevicius et al. 2022,
+    arXiv:2209.05433; Transformer Engine's recipe of that name). E4M3 forward, E5M2 for gradients.
+    """
+
+    attention: Annotated[Literal["auto", "on", "off"], _Switch] = Field(
+        "auto", description="products of attention; auto: where the GPU can train so, on: refused where it cannot"
+    )
+    linear: Annotated[Literal["on", "off"], _Switch] = Field(
+        "off", description="matrices of attention and feed-forward; small models gain little"
+    )
+    pad_head_dim: bool = Field(
+        False, description="fill heads below 128 with zeros, exactly, where the GPU trains 128 alone: more arithmetic"
+    )
+    margin: int = Field(0, ge=0, description="scales leave this many powers of two of room")
+    amax_history: int = Field(1024, ge=1, description="passes whose largest values a scale is taken from")
+    amax_from: Literal["max", "most_recent"] = Field("max", description="which of the passes counts")
+    first_layers_bf16: int = Field(0, ge=0, description="so many first layers stay in bf16")
+    last_layers_bf16: int = Field(0, ge=0, description="so many last layers stay in bf16")
+    warmup_steps: int = Field(0, ge=0, description="so many first steps of the run are in bf16")
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> "FP8Config":
+        if self.attention == "off" and self.linear == "off":
+            raise ValueError("attention and linear are both off: nothing is left in FP8; use precision: bf16")
+        if self.pad_head_dim and self.attention == "off":
+            raise ValueError("pad_head_dim is for attention in FP8, which is off; take one out")
+        return self
+
+
 class RecalibrationConfig(_Section):
     """How long, how fast and on how many processes the model is trained without positional embeddings."""
 
@@ -85,7 +119,13 @@ class RecalibrationConfig(_Section):
     )
     gradient_clip: float = Field(1.0, gt=0, allow_inf_nan=False, description="largest global gradient norm")
     zero_stage: Literal[1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="weights and activations; fp32 masters under bf16")
+    precision: Literal["fp32", "bf16", "fp8"] = Field(
+        "bf16", description="weights and activations; fp32 masters under bf16; fp8: bf16, and parts as fp8 says"
+    )
+    fp8: FP8Config | None = Field(None, description="what precision: fp8 computes in FP8, and how; null: its defaults")
+    layers: Literal["auto", "transformer_engine", "torch"] = Field(
+        "auto", description="whose layers; auto: Transformer Engine's beside a GPU where it is installed, else torch's"
+    )
     sequence_parallel: bool = Field(
         False, description="cut activations outside of attention and feed-forward along the row over the TP ranks"
     )
@@ -150,6 +190,10 @@ class RecalibrationConfig(_Section):
     @model_validator(mode="after")
     def _fields_agree(self) -> "RecalibrationConfig":
         self._check_batch()
+        if self.precision != "fp8" and self.fp8 is not None:
+            raise ValueError(f"fp8 is set beside precision = {self.precision}; use precision: fp8, or take it out")
+        if self.precision == "fp8" and self.layers == "torch":
+            raise ValueError("precision = fp8 needs the layers of Transformer Engine; take layers: torch out")
         if self.control and self.position_embedding == "rope":
             raise ValueError("control = true beside position_embedding = rope would train the same model twice")
         if self.drop_at_step is not None and self.position_embedding == "rope":
@@ -172,6 +216,11 @@ class RecalibrationConfig(_Section):
                 f"use batch = {max(1, self.batch // per_pass) * per_pass}"
             )
 
+    @property
+    def dtype(self) -> Literal["fp32", "bf16"]:
+        """Of weights, and of what is computed outside of FP8."""
+        return "fp32" if self.precision == "fp32" else "bf16"
+
     def steps(self, row_length: int) -> int:
         """Whole optimizer steps in the budget."""
         return self.tokens // (self.batch * row_length)
@@ -179,7 +228,7 @@ class RecalibrationConfig(_Section):
 
 OPERATIONAL = frozenset(
     {
-        *("control", "micro_batch", "data_parallel", "zero_stage", "sequence_parallel", "recompute"),
+        *("control", "micro_batch", "data_parallel", "zero_stage", "sequence_parallel", "recompute", "layers"),
         *("checkpoint_every", "checkpoint_minutes", "checkpoint_async", "keep_checkpoints", "keep_every", "keep_best"),
         *("hang_seconds", "layer_numbers_every", "peak_tflops", "wandb_project", "deterministic"),
     }

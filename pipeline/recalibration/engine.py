@@ -10,22 +10,29 @@ from model_surgery.layout import Layout
 from model_surgery.megatron.model import build_model, load_slices
 from pipeline.memory import REDUCE_BUCKET
 from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.recalibration.layer_choice import PLAIN, LayerChoice
 from pipeline.recalibration.parallel import ModelParallelUnit
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def build_engine(
-    config: RecalibrationConfig, layout: Layout, slices: dict[str, torch.Tensor], position_embedding: str
+    config: RecalibrationConfig,
+    layout: Layout,
+    slices: dict[str, torch.Tensor],
+    position_embedding: str,
+    choice: LayerChoice = PLAIN,
 ) -> deepspeed.DeepSpeedEngine:
     """This rank's part of the model under DeepSpeed, weights loaded, optimizer state empty."""
     deepspeed_logger.setLevel("ERROR")
     model = build_model(
         layout.shape,
         position_embedding=position_embedding,
-        dtype=DTYPES[config.precision],
+        dtype=DTYPES[config.dtype],
         sequence_parallel=config.sequence_parallel,
         recompute=config.recompute == "full",
+        layers=choice.layers,
+        fp8=choice.fp8(config),
     )
     load_slices(model, slices)
     engine, *_ = deepspeed.initialize(
@@ -62,11 +69,11 @@ def engine_config(config: RecalibrationConfig) -> dict[str, Any]:
             "reduce_scatter": config.zero_stage == 3,
         },
         # ZeRO 1: a bf16 gradient is added to the fp32 sum and freed as soon as it is there, not with all others.
-        "bf16": {"enabled": config.precision == "bf16", "immediate_grad_update": True},
+        "bf16": {"enabled": config.dtype == "bf16", "immediate_grad_update": True},
         # Micro batches are summed in fp32: in bf16 a sum of many loses its small terms.
         "data_types": {"grad_accum_dtype": "fp32"},
         # And so are ranks, where that happens once per update; at ZeRO 2 and 3 it does for every micro batch.
-        "communication_data_type": "fp32" if config.zero_stage == 1 else config.precision,
+        "communication_data_type": "fp32" if config.zero_stage == 1 else config.dtype,
         "optimizer": {
             "type": "AdamW",
             "params": {

@@ -67,7 +67,7 @@ class Keeping:
                 tensor_parallel=self._job.tensor_parallel,
                 data_parallel=config.data_parallel,
                 zero_stage=config.zero_stage,
-                precision=config.precision,
+                precision=config.dtype,
                 position_embedding=self._phase.position_embedding,
                 shape=self._phase.shape,
                 calm=calm,

@@ -2,7 +2,7 @@
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import deepspeed
 import torch
@@ -14,12 +14,15 @@ from data_prep.rows import build_rows
 from model_surgery.layout import Layout
 from pipeline.recalibration import going_back
 from pipeline.recalibration.batches import Batch, ReadAhead, micro_batches
+from pipeline.recalibration.config import FP8Config
 from pipeline.recalibration.exchange import Report, Reports, exchange
 from pipeline.recalibration.guard.rollbacks import Rollback, batch_of, lr_scale_of, read_rollbacks
 from pipeline.recalibration.guard.spikes import Guard
 from pipeline.recalibration.guard.veto import install_veto
 from pipeline.recalibration.job import End, Job
 from pipeline.recalibration.keeping import Keeping
+from pipeline.recalibration.layer_agreement import agree
+from pipeline.recalibration.layer_choice import LayerChoice
 from pipeline.recalibration.layer_numbers import LayerWatch
 from pipeline.recalibration.loss import loss_factor, share_of_loss
 from pipeline.recalibration.measured import write_validation
@@ -55,7 +58,8 @@ def train(job: Job) -> End:
         mask_documents=config.mask_documents,
         cache_dir=job.out_dir / "row-index",
     ).train
-    engine = open_engine(job, layout, phase, start)
+    choice = agree(job, phase.shape, shards.row_length)
+    engine = open_engine(job, layout, phase, start, choice)
     validation = Validation.build(config, shards, job.shards, job.out_dir / "row-index", engine.device)
     trained = layout.model_copy(
         update={"shape": phase.shape, "inserted_norms": phase.inserted_norms, "tensor_parallel": job.tensor_parallel}
@@ -67,7 +71,7 @@ def train(job: Job) -> End:
     with opened or nullcontext() as metrics:
         sizes = {"steps": steps, "row_length": shards.row_length}
         decided = {"rollbacks": rollbacks, "wish": wish, "metrics": metrics}
-        training = Training(job, trained, engine, train_rows, validation, phase, **sizes, **decided)
+        training = Training(job, trained, engine, train_rows, validation, phase, choice, **sizes, **decided)
         training.remember(start)
         with training.pulse:
             end = training.run(start.step)
@@ -88,6 +92,7 @@ class Training:
     rows: Dataset
     validation: Validation
     phase: Phase
+    choice: LayerChoice
     steps: int
     row_length: int
     rollbacks: tuple[Rollback, ...]
@@ -117,7 +122,10 @@ class Training:
         self.guard.replay(line for line in lines[0] if line["step"] >= first)
         if self.metrics:
             listed = {"tensor_parallel": self.job.tensor_parallel, "machines": self.step_numbers.machines}
+            listed |= asdict(self.choice)
             self.metrics.event("started", start.step, position_embedding=self.phase.position_embedding, **listed)
+            if self.device.type == "cuda" or self.job.config.precision == "fp8":
+                self.metrics.say(str(self.choice))
             for problem in start.set_aside:
                 self.metrics.say(problem)
                 self.metrics.event("checkpoint_damaged", start.step, problem=problem)
@@ -140,6 +148,8 @@ class Training:
     def step(self, step: int, ahead: ReadAhead) -> End | None:
         """One step, its numbers, and what is due after it."""
         began, config = time.perf_counter(), self.job.config
+        if fp8 := self.engine.module.fp8:
+            fp8.active = step > (config.fp8 or FP8Config()).warmup_steps
         lr = config.lr * self.lr_share(step)
         looks = bool(config.layer_numbers_every) and step % config.layer_numbers_every == 0
         self.pulse.mark(step, "data")

@@ -15,6 +15,8 @@ from pipeline.recalibration.checkpoints.state import readable_state
 from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.history import continued_from
 from pipeline.recalibration.job import End, Job
+from pipeline.recalibration.layer_agreement import this_device
+from pipeline.recalibration.layer_choice import CHOICE_FIELDS, choose
 from pipeline.recalibration.metrics import append_event, read_events, read_metrics
 from pipeline.recalibration.phases import phases, refuse_unfit
 from pipeline.recalibration.pulse import Fault
@@ -79,6 +81,7 @@ def check(job: Job) -> None:
     Damaged ones of its own are the processes' business: they go on from the one before.
     """
     layout, shards = Layout.load(job.layout), ShardSet.load(job.shards)
+    choose(job.config, layout.shape, shards.row_length, this_device())
     check_validation(job.config, shards)
     check_wandb(job.config.wandb_project)
     own, branch = complete(job.checkpoints), job.config.branch_from
@@ -127,6 +130,7 @@ def facts_of(job: Job) -> dict[str, Any]:
     """What the manifest of a finished training says of it."""
     lines, events = read_metrics(job.out_dir), read_events(job.out_dir)
     kinds = [event["event"] for event in events]
+    started = [event for event in events if event["event"] == "started"][-1]
     validations = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
     return {
         "steps": lines[-1]["step"],
@@ -138,7 +142,8 @@ def facts_of(job: Job) -> dict[str, Any]:
         "updates_skipped": sum("skipped" in line for line in lines),
         "rollbacks": kinds.count("rollback"),
         "sessions": kinds.count("started"),
-        "machines": [event["machines"] for event in events if event["event"] == "started"][-1],
+        "machines": started["machines"],
+        **{name: started[name] for name in CHOICE_FIELDS if name in started},
         "layout_digest": Layout.load(job.out_dir / "layout").digest(),
         **continued_from(job.out_dir),
     }

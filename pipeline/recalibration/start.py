@@ -11,6 +11,7 @@ from megatron.core import parallel_state
 from model_surgery.layout import Layout, read_rank
 from pipeline.errors import RecipeError
 from pipeline.recalibration.checkpoints import folders
+from pipeline.recalibration.checkpoints.fp8 import FP8_KEY, set_scales
 from pipeline.recalibration.checkpoints.intact import damage
 from pipeline.recalibration.checkpoints.restore import restore
 from pipeline.recalibration.checkpoints.sources import LayoutWeights, open_source, slices
@@ -19,6 +20,7 @@ from pipeline.recalibration.engine import build_engine
 from pipeline.recalibration.guard.rollbacks import Rollback
 from pipeline.recalibration.history import adopt_history, forget_history
 from pipeline.recalibration.job import Job
+from pipeline.recalibration.layer_choice import LayerChoice
 from pipeline.recalibration.phases import Phase
 
 
@@ -71,7 +73,7 @@ def is_foreign(start: Start, job: Job) -> bool:
     )
 
 
-def open_engine(job: Job, layout: Layout, phase: Phase, start: Start) -> deepspeed.DeepSpeedEngine:
+def open_engine(job: Job, layout: Layout, phase: Phase, start: Start, choice: LayerChoice) -> deepspeed.DeepSpeedEngine:
     """The engine with the weights, and the optimizer's state, that the training begins with on this rank.
 
     The same ranks at the same ZeRO stage load their own files, which is exact; others put every tensor together from
@@ -86,11 +88,13 @@ def open_engine(job: Job, layout: Layout, phase: Phase, start: Start) -> deepspe
     else:
         cut = {"tensor_parallel": job.tensor_parallel, "rank": rank}
         weights = dict(slices(source or LayoutWeights(job.layout), WEIGHTS, phase.shape, **cut))
-    engine = build_engine(config, trained, weights, phase.position_embedding)
+    engine = build_engine(config, trained, weights, phase.position_embedding, choice)
     if source is not None:
         restore(engine, source, phase.shape)
+        set_scales(engine.module, source.scales)
     elif own_files:
-        engine.load_checkpoint(str(job.checkpoints), tag=start.checkpoint.name)
+        _, others = engine.load_checkpoint(str(job.checkpoints), tag=start.checkpoint.name)
+        set_scales(engine.module, others.get(FP8_KEY, {}))
     return engine
 
 
@@ -100,7 +104,7 @@ def fits(state: State | None, job: Job, phase: Phase) -> bool:
     return (
         isinstance(state, DeepSpeedState)
         and (state.tensor_parallel, state.data_parallel) == (job.tensor_parallel, config.data_parallel)
-        and (state.zero_stage, state.precision) == (config.zero_stage, config.precision)
+        and (state.zero_stage, state.precision) == (config.zero_stage, config.dtype)
         and state.shape == phase.shape
     )
 

@@ -7,6 +7,7 @@ from model_surgery.files import file_digest
 from model_surgery.layout import Layout, damaged_tensors
 from pipeline.errors import RecipeError
 from pipeline.patience import SECONDS, machines, seen
+from pipeline.recalibration.checkpoints.fp8 import read_scales
 from pipeline.recalibration.checkpoints.portable import open_part
 from pipeline.recalibration.checkpoints.state import PARTS, STATE_FILE, DeepSpeedState, PortableState, read_state
 from pipeline.recalibration.checkpoints.zero_files import check_bytes
@@ -22,6 +23,7 @@ def damage(checkpoint: Path, *, share: int = 0, of: int = 1) -> str | None:
         if state is None:
             return f"has no {STATE_FILE}"
         if isinstance(state, PortableState):
+            read_scales(checkpoint, state.digests)
             return _damage_of_parts(checkpoint, state, PARTS[share::of])
         return _damage_of_files(checkpoint, state, share, of)
     except (RecipeError, SurgeryError, OSError) as error:

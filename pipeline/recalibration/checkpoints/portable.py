@@ -4,6 +4,7 @@ In the layout format every tensor has its digest, nothing is pickled, and the co
 moments.
 
     step-XXXXXXXX/weights/  exp_avg/  exp_avg_sq/    layouts, fp32
+    step-XXXXXXXX/fp8.safetensors                    scales of FP8, where the training used it
     step-XXXXXXXX/metrics.jsonl                      the steps so far
     step-XXXXXXXX/state.json                         step, tokens, updates, the layouts' digests
     step-XXXXXXXX/complete                           written last

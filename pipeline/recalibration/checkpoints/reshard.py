@@ -9,6 +9,7 @@ from model_surgery.files import write_json, write_text
 from model_surgery.layout_writer import LayoutWriter
 from model_surgery.reshard import check_degree
 from pipeline.recalibration.checkpoints import folders
+from pipeline.recalibration.checkpoints.fp8 import write_scales
 from pipeline.recalibration.checkpoints.sources import Source
 from pipeline.recalibration.checkpoints.state import PARTS, STATE_FILE, PortableState
 from pipeline.recalibration.metrics import METRICS_FILE, keep_steps
@@ -25,6 +26,7 @@ def write_portable(source: Source, out_dir: Path, *, tensor_parallel: int) -> Po
     state = source.state
     check_degree(state.shape, tensor_parallel)
     digests = {part: write_part(source, part, out_dir / part, tensor_parallel) for part in PARTS}
+    digests |= write_scales(source.scales, out_dir)
     if source.metrics.is_file():
         write_text(out_dir / METRICS_FILE, source.metrics.read_text(encoding="utf-8"))
         keep_steps(out_dir / METRICS_FILE, state.step)

@@ -11,6 +11,7 @@ import torch
 from model_surgery.files import write_json
 from pipeline.errors import StageFailed
 from pipeline.recalibration.checkpoints import folders
+from pipeline.recalibration.checkpoints.fp8 import FP8_KEY, scales_of
 from pipeline.recalibration.checkpoints.state import STATE_FILE, DeepSpeedState, StoredFile
 from pipeline.recalibration.checkpoints.writer import FileWriter
 from pipeline.recalibration.config import RecalibrationConfig
@@ -61,7 +62,13 @@ class Saver:
     def begin(self, state: DeepSpeedState) -> None:
         """Takes the state of this step; nothing on the disk looks like a checkpoint before `publish`."""
         self._began = time.perf_counter()
-        self._engine.save_checkpoint(str(self._folder), tag=folders.partial_name(state.step), save_latest=False)
+        scales = scales_of(self._engine.module)
+        self._engine.save_checkpoint(
+            str(self._folder),
+            tag=folders.partial_name(state.step),
+            client_state={FP8_KEY: scales} if scales else {},
+            save_latest=False,
+        )
         self._state = state
 
     def abandon(self) -> None:

@@ -15,6 +15,7 @@ from model_surgery.partition import split, unsplit
 from model_surgery.shape import ModelShape
 from pipeline.errors import RecipeError
 from pipeline.recalibration.checkpoints import folders
+from pipeline.recalibration.checkpoints.fp8 import read_scales
 from pipeline.recalibration.checkpoints.portable import open_part
 from pipeline.recalibration.checkpoints.state import (
     PARTS,
@@ -47,6 +48,8 @@ class Source(Weights, Protocol):
     state: State
     updates: int
     metrics: Path
+    scales: dict[str, Tensor]
+    """Of FP8; empty where there are none."""
 
 
 class LayoutWeights:
@@ -67,7 +70,7 @@ class DeepSpeedSource:
     def __init__(self, folder: Path, state: DeepSpeedState, *, check: bool) -> None:
         self.folder, self.state, self.shape = folder, state, state.shape
         self._zero = ZeroCheckpoint(folder, state, check=check)
-        self.updates = self._zero.updates
+        self.updates, self.scales = self._zero.updates, self._zero.scales
         self.metrics = folder.resolve().parent.parent / METRICS_FILE
 
     def joined(self, part: str, rule: Rule) -> Tensor:
@@ -85,7 +88,7 @@ class PortableSource:
 
     def __init__(self, folder: Path, state: PortableState) -> None:
         self.folder, self.state, self.shape, self.updates = folder, state, state.shape, state.updates
-        self.metrics = folder / METRICS_FILE
+        self.metrics, self.scales = folder / METRICS_FILE, read_scales(folder, state.digests)
         self._layouts = {part: open_part(folder, state, part) for part in PARTS}
         self._entries = {part: {e.target: e for e in layout.tensors} for part, layout in self._layouts.items()}
 

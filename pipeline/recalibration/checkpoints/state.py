@@ -68,7 +68,7 @@ class PortableState(_State):
     updates: int = Field(ge=0)
     """Updates that Adam has made: its bias correction depends on them."""
     digests: dict[str, str]
-    """Digest of every layout by its folder."""
+    """Digest of every layout by its folder, and of the scales of FP8 by their file where there are some."""
 
 
 State = DeepSpeedState | PortableState

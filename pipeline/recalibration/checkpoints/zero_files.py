@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from model_surgery.megatron.cpu import accelerator_name
 from pipeline.errors import RecipeError
+from pipeline.recalibration.checkpoints.fp8 import FP8_KEY
 from pipeline.recalibration.checkpoints.state import MOMENTS, WEIGHTS, DeepSpeedState
 
 _OPTIMIZER_FILE = re.compile(r"(bf16_)?zero_pp_rank_(?P<data>\d+)_mp_rank_(?P<tensor>\d+)_optim_states\.pt")
@@ -71,6 +72,7 @@ class ZeroCheckpoint:
         if len(updates) != 1:
             raise RecipeError(f"{folder}: its ranks do not agree on Adam's step ({sorted(updates)}); use another one")
         (self.updates,) = updates
+        self.scales: dict[str, Tensor] = self._model_states(0).get(FP8_KEY, {})
 
     def slices(self, part: str, name: str) -> list[Tensor]:
         """Every TP rank's slice (fp32) of a Megatron parameter's master weights or moment.
@@ -91,8 +93,11 @@ class ZeroCheckpoint:
         return {name: shape for group in self._shape_groups(rank) for name, shape in group.items()}
 
     def _shape_groups(self, rank: int) -> list[dict[str, torch.Size]]:
+        return self._model_states(rank)["param_shapes"]
+
+    def _model_states(self, rank: int) -> dict[str, Any]:
         prefix = "zero_pp_rank_0_" if self.state.zero_stage == 3 else ""
-        return load_file(self.folder / f"{prefix}mp_rank_{rank:02d}_model_states.pt")["param_shapes"]
+        return load_file(self.folder / f"{prefix}mp_rank_{rank:02d}_model_states.pt")
 
     def _optimizer_files(self) -> dict[tuple[int, int], Path]:
         """The file of every (TP rank, data-parallel rank)."""
