@@ -1,9 +1,9 @@
 # make demo   the paper's experiment in miniature, then the name of its report
-# make test   linters, import contracts and all tests
+# make test   linters, import contracts and tests; make test-all: further cases of long ones too
 # make trial-cluster, make trial-cluster-stop   a real SLURM of three nodes on this machine, to try drope submit (root, Debian)
 # make setup  only the virtual environment .venv; both of the above do it by themselves
 
-.PHONY: demo test quick setup clean trial-cluster trial-cluster-stop
+.PHONY: demo test test-all quick setup clean trial-cluster trial-cluster-stop
 
 TRIAL = tests/slurm/trial_cluster/cluster.sh
 
@@ -20,7 +20,10 @@ test: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
 	.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
-	.venv/bin/python -m pytest -m slow -n 2 --dist loadfile
+	.venv/bin/python -m pytest -m "slow and not long" -n 3 --dist loadfile
+
+test-all: test
+	.venv/bin/python -m pytest -m long -n 2 --dist loadfile
 
 quick: .venv/ready
 	.venv/bin/python -m pytest -m "not slow"

@@ -108,7 +108,7 @@ def transformer_engine() -> Finding:
     """Transformer Engine, tried as a training tries it; on a machine without a GPU it is not needed."""
     found = availability.find()
     if found.version is None:
-        state: State = "broken" if found.is_installed else "absent"
+        state: State = "broken" if found.is_installed and this_device().capability else "absent"
         return Finding("Transformer Engine", state, f"{found.problem}; training takes torch's layers, without FP8")
     cudnn = ".".join(map(str, availability.cudnn_version()))
     return Finding("Transformer Engine", "ok", f"{found.version}, cuDNN {cudnn}")

@@ -19,7 +19,7 @@ from torch import Tensor
 from model_surgery.architectures import Join, rules
 from model_surgery.errors import SurgeryError
 from model_surgery.megatron.attention import SDPAttention, document_mask
-from model_surgery.megatron.names import keep_layout_names, layout_name
+from model_surgery.megatron.names import keep_layout_names, named_in_order
 from model_surgery.megatron.output_layer import OutputLayer
 from model_surgery.megatron.qk_norm import norm_specs
 from model_surgery.megatron.recompute import RecomputedLayer
@@ -116,8 +116,8 @@ def build_model(
 class LanguageModel(GPTModel):
     """Megatron-core's, which with a `loss_mask` gives the sum of weight times loss over all tokens, a scalar.
 
-    Whatever modules it is made of, it calls its parameters by the names of the layout, and its state dict holds nothing
-    else.
+    Whatever modules it is made of, it calls its parameters by the names of the layout, in one order, and its state dict
+    holds nothing else.
     """
 
     def __init__(self, *arguments: Any, fp8: "FP8Switch | None" = None, **others: Any) -> None:
@@ -126,7 +126,7 @@ class LanguageModel(GPTModel):
         keep_layout_names(self)
 
     def named_parameters(self, *arguments: Any, **others: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        return ((layout_name(name), value) for name, value in super().named_parameters(*arguments, **others))
+        return iter(named_in_order(super().named_parameters(*arguments, **others)))
 
     def forward(self, *arguments: Any, **others: Any) -> Tensor:
         with nullcontext() if self.fp8 is None else self.fp8.model(self.training):

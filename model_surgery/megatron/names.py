@@ -1,5 +1,10 @@
-"""One name for every parameter, whatever modules the model is made of: that of the layout."""
+"""One name and one place for every parameter, whatever modules the model is made of.
 
+The name is that of the layout. The place is the one that torch's layers give it: an optimizer that keeps its state end
+to end knows parameters by nothing else, and would take one for another where a training goes on with other layers.
+"""
+
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +14,8 @@ _PART_OF_A_MATRIX = {
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
 }
 """Norms that Transformer Engine makes one with the matrix that follows, and their names in the layout."""
+_BEFORE = {"input_layernorm.weight": "self_attention.", "pre_mlp_layernorm.weight": "mlp."}
+"""What each of them stands before."""
 _EXTRA = "_extra_state"
 
 
@@ -18,6 +25,17 @@ def layout_name(name: str) -> str:
         if name.endswith(fused):
             return name.removesuffix(fused) + plain
     return name
+
+
+def named_in_order(named: Iterable[tuple[str, torch.nn.Parameter]]) -> list[tuple[str, torch.nn.Parameter]]:
+    """Parameters under the names of the layout, in the order of torch's layers."""
+    found = [(layout_name(name), parameter) for name, parameter in named]
+    places = {name: place for place, (name, _) in enumerate(found)}
+    for norm, follows in _BEFORE.items():
+        for name in [name for name in places if name.endswith(norm)]:
+            within = name.removesuffix(norm) + follows
+            places[name] = min(place for other, place in places.items() if other.startswith(within)) - 0.5
+    return sorted(found, key=lambda item: places[item[0]])
 
 
 def keep_layout_names(model: torch.nn.Module) -> None:

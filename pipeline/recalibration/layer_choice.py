@@ -31,7 +31,7 @@ class Device:
     cudnn: tuple[int, int, int] | None = None
 
 
-ASSUMED = Device("a GPU of the Hopper kind, assumed since none is here", _HOPPER, "2.20", cudnn=(9, 20, 0))
+ASSUMED = Device("Hopper, assumed as no GPU is here", _HOPPER, "2.20", cudnn=(9, 20, 0))
 """What `drope plan` takes for granted on a machine without a GPU."""
 
 

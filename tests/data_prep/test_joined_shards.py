@@ -80,8 +80,8 @@ def process_group(tmp_path: Path):
     [
         ((1.0,), 150),  # part of an epoch
         ((1.0,), 1500),  # several epochs
-        pytest.param((3.0, 1.0), 150, marks=pytest.mark.slow),
-        pytest.param((0.5, 0.3, 0.2), 1500, marks=pytest.mark.slow),
+        pytest.param((3.0, 1.0), 150, marks=[pytest.mark.slow, pytest.mark.long]),
+        pytest.param((0.5, 0.3, 0.2), 1500, marks=[pytest.mark.slow, pytest.mark.long]),
     ],
 )
 def test_rows_are_those_of_stock_megatron_over_one_merged_shard(

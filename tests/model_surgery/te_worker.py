@@ -68,11 +68,19 @@ def names() -> dict:
     marked = [{n for n, p in model.named_parameters() if getattr(p, mark, False)} for model in (ours, torchs)]
     fused = [name for name, _ in ours.decoder.layers[0].named_parameters()]
     return {
-        "parameters": dict(ours.named_parameters()).keys() == dict(torchs.named_parameters()).keys(),
+        "parameters": list(dict(ours.named_parameters())) == list(dict(torchs.named_parameters())),
+        "order of torch": list(dict(torchs.named_parameters())) == [n for n, _ in plain(torchs)],
         "state": ours.state_dict().keys() == torchs.state_dict().keys(),
         "marked": marked[0] == marked[1],
         "fused": "self_attention.linear_qkv.layer_norm_weight" in fused,
     }
+
+
+def plain(model):
+    """The parameters as torch's own class names them."""
+    import torch
+
+    return torch.nn.Module.named_parameters(model)
 
 
 def states_go_both_ways() -> dict:

@@ -171,7 +171,12 @@ def test_a_real_checkpoint_at_tp_2_passes(tinystories: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "tensor_parallel", "qk_norm"),
-    [("odd", 2, "full"), ("odd", 4, "none"), ("qwen2", 2, "per_head"), ("qwen2", 4, "full")],
+    [
+        ("odd", 2, "full"),
+        pytest.param("odd", 4, "none", marks=pytest.mark.long),
+        ("qwen2", 2, "per_head"),
+        pytest.param("qwen2", 4, "full", marks=pytest.mark.long),
+    ],
 )
 def test_a_model_whose_heads_do_not_divide_passes(
     name: str, tensor_parallel: int, qk_norm: str, odd_model: Path, qwen2_model: Path, tmp_path: Path

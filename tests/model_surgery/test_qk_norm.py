@@ -214,7 +214,10 @@ def test_a_norm_of_the_source_is_kept(tiny_model: Path, write_model: Callable[..
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention_type", ["nope", "qk_norm_nope", "q_norm_nope", "k_norm_nope"])
+@pytest.mark.parametrize(
+    "attention_type",
+    ["nope", "qk_norm_nope", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("q_norm_nope", "k_norm_nope"))],
+)
 def test_published_models_pass_verification(attention_type: str, odd_model: Path, tmp_path: Path) -> None:
     """Each attention type at TP 2 with padded heads, in real processes."""
     source = Path(shutil.copytree(odd_model, tmp_path / "drope"))

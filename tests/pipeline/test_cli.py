@@ -46,3 +46,18 @@ def test_doctor_says_what_a_missing_compiler_needs(monkeypatch: Any, tmp_path: A
     monkeypatch.setenv("PATH", str(tmp_path))
     finding = compiler()
     assert finding.state == "broken" and "install g++" in finding.detail
+
+
+def test_doctor_says_what_of_transformer_engine_works(monkeypatch: Any) -> None:
+    from model_surgery.megatron.te import availability
+    from pipeline import doctor
+
+    assert doctor.transformer_engine().state == "absent"
+    assert "needs Transformer Engine and a GPU" in doctor.fp8_attention().detail
+    damaged = availability.Found(None, "2.20.2 does not load: libcuda.so.1")
+    monkeypatch.setattr(availability, "find", lambda: damaged)
+    assert doctor.transformer_engine().state == "absent"  # there is no GPU that would want it
+    with_gpu = doctor.this_device().__class__("NVIDIA H200", (9, 0), None, damaged.problem)
+    monkeypatch.setattr(doctor, "this_device", lambda: with_gpu)
+    finding = doctor.transformer_engine()
+    assert finding.state == "broken" and "libcuda.so.1; training takes torch's layers" in finding.detail

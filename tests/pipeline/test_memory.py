@@ -61,6 +61,23 @@ def test_norms_and_masks_count() -> None:
     assert of_llama(mask_documents=True).activations - plain.activations == 32 * 4096 * 4096 * 2
 
 
+def test_fp8_counts_what_it_keeps_besides() -> None:
+    plain = of_llama()
+    assert of_llama(precision="fp8") == plain  # less, or in the end bf16
+    matrices = LLAMA.parameters - 2 * LLAMA.vocab * LLAMA.hidden
+    with_matrices = of_llama(precision="fp8", fp8={"linear": "on"})
+    assert with_matrices.activations - plain.activations == 2 * matrices
+    # Heads of 64 filled to 128: queries, keys, values and the result in FP8, and the result of 64 in bf16, in place of
+    # all four in bf16; in a warm-up all of the former in bf16.
+    smollm = KNOWN_MODELS["HuggingFaceTB/SmolLM-1.7B"]
+    width, per = smollm.heads * smollm.head_dim, smollm.layers * 2048
+    for fp8, more in (({}, (4 * 2 + 2) - 4 * 2), ({"warmup_steps": 10}, 4 * 2 * 2 + 2 - 4 * 2)):
+        config = settings(precision="fp8", fp8=fp8 | {"pad_head_dim": True})
+        filled = training_memory(smollm, config, tensor_parallel=1, length=2048)
+        bf16 = training_memory(smollm, settings(), tensor_parallel=1, length=2048)
+        assert filled.activations - bf16.activations == per * width * more
+
+
 SIZES = {"layers": 6, "hidden": 256, "heads": 4, "head_dim": 64, "ffn": 704, "vocab": 1024}
 MEASURED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "warm-up": ({"kv_heads": 4}, {}),

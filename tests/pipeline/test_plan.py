@@ -39,6 +39,20 @@ def test_the_plan_says_what_auto_is_and_for_which_machine() -> None:
     assert "auto" not in make_plan(load_recipe(RECIPES / "smollm-360m.yaml")).as_text()
 
 
+def test_the_plan_says_what_is_computed_in_fp8_and_why() -> None:
+    recipe = load_recipe(Path("recipes/llama2-7b.yaml"), ("recalibration.precision=fp8",))
+    plan = make_plan(recipe)
+    found = plan.layers
+    assert (found.layers, found.fp8_attention, found.fp8_linear) == ("transformer_engine", True, False)
+    assert "attention in FP8 (heads of 128 on Hopper, assumed" in plan.as_text()
+    assert plan.as_dict()["layers"]["fp8_attention"] is True
+    of_64 = ("recalibration.precision=fp8", "recalibration.fp8.attention=on")
+    with pytest.raises(RecipeError, match=r"fp8.attention = on: Hopper, .* trains heads of 128 in FP8 alone"):
+        make_plan(load_recipe(Path("recipes/smollm-360m.yaml"), of_64))
+    filled = load_recipe(Path("recipes/smollm-360m.yaml"), (*of_64, "recalibration.fp8.pad_head_dim=true"))
+    assert make_plan(filled).layers.fp8_attention
+
+
 def test_the_plan_says_how_often_the_data_are_read() -> None:
     assert make_plan(load_recipe(RECIPES / "llama2-7b.yaml", ())).epochs == pytest.approx(10_485_760_000 / 10.5e9)
     longer = load_recipe(RECIPES / "llama2-7b.yaml", ("recalibration.tokens=20971520000",))

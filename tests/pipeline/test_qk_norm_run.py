@@ -15,7 +15,7 @@ from pipeline.manifest import Manifest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["full", "per_head"])
+@pytest.mark.parametrize("kind", ["full", pytest.param("per_head", marks=pytest.mark.long)])
 def test_a_recipe_with_qk_norm_runs_through_all_stages(
     kind: str, raw_recipe: dict[str, Any], write_recipe: Callable[..., Path], drope: Any, tmp_path: Path
 ) -> None:

@@ -62,7 +62,10 @@ def test_numbers_with_an_exponent_are_numbers() -> None:
         ("data.sources=[]", ["data.sources"]),
         ("evaluation.variants=[rop]", ["evaluation.variants.0 = 'rop'", "'rope'", "did you mean rope?"]),
         ("evaluation.variants=[drope, YaRM]", ["evaluation.variants.1 = 'YaRM'", "or 'control'; did you mean yarn?"]),
-        ("recalibration.precision=bf15", ["recalibration.precision = 'bf15'", "'fp32' or 'bf16'; did you mean bf16?"]),
+        (
+            "recalibration.precision=bf15",
+            ["recalibration.precision = 'bf15'", "'fp32', 'bf16' or 'fp8'; did you mean bf16?"],
+        ),
         ("data.sources.0.format=parket", ["data.sources.0.format = 'parket'", "did you mean parquet?"]),
         ("recalibration.micro_batch=aut", ["micro_batch = 'aut': ", "integer, or 'auto'; did you mean auto?"]),
         (

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,10 +122,8 @@ def test_tasks_that_make_no_sense(copied: Path, drope: Any) -> None:
     assert early.returncode == 2 and "stage evaluation needs stage export, which is not complete" in early.stderr
 
 
-def test_a_second_run_skips_everything_within_seconds(finished: Path, drope: Any) -> None:
-    began = time.monotonic()
+def test_a_second_run_skips_everything(finished: Path, drope: Any) -> None:
     result = drope("run", finished / "recipe.yaml")
-    assert time.monotonic() - began < 10  # 5 s on a quiet machine; the suite shares its cores
     assert result.returncode == 0
     assert result.stderr.count("complete, skipped") == 6
 

@@ -40,7 +40,10 @@ def test_a_drop_in_the_run_equals_a_drop_by_hand(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "zero_stage", "precision"), [("full", 3, "fp32"), ("per_head", 1, "bf16")])
+@pytest.mark.parametrize(
+    ("kind", "zero_stage", "precision"),
+    [pytest.param("full", 3, "fp32", marks=pytest.mark.long), ("per_head", 1, "bf16")],
+)
 def test_norms_of_queries_and_keys_may_be_put_in_at_the_drop(
     kind: str,
     zero_stage: int,

@@ -71,6 +71,7 @@ def test_trouble_that_recurs_lowers_the_learning_rate_and_then_ends_the_run(
     assert lines[3]["lr"] == pytest.approx(0.5 * 3e-3)  # the warm-up's last step, at half the rate
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_checkpoint_from_before_the_first_update_serves_other_ranks(
     layouts: dict[str, Path],

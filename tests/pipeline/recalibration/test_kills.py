@@ -28,7 +28,7 @@ from pipeline.recalibration.metrics import read_events, read_metrics
 
 STEPS, CHECKPOINT_EVERY = 40, 3
 ALL = [*product((1, 2), ("fp32", "bf16"), (1, 2, 3))]
-FEW = [(2, "bf16", 3), (1, "fp32", 1)]
+FEW = [(2, "bf16", 3), pytest.param(1, "fp32", 1, marks=pytest.mark.long)]
 HOW = ("SIGKILL", "SIGKILL of a rank", "SIGKILL in a save", "SIGTERM", "SIGUSR1", "SIGUSR1 to a rank")
 
 

@@ -33,7 +33,12 @@ def add_trained_norms(model: torch.nn.Module, shape: ModelShape, norms: dict[str
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "model", "zero_stage"),
-    [("full", "odd", 1), ("full", "untied", 3), ("per_head", "qwen2", 2), ("per_head", "odd", 3)],
+    [
+        ("full", "odd", 1),
+        pytest.param("full", "untied", 3, marks=pytest.mark.long),
+        ("per_head", "qwen2", 2),
+        pytest.param("per_head", "odd", 3, marks=pytest.mark.long),
+    ],
 )
 def test_tp2_dp2_equals_single_process_reference(
     kind: str,

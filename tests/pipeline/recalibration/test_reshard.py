@@ -59,6 +59,7 @@ CASES = {
     "bf16-zero1-same-ranks": Case("odd", "bf16", Ranks(2, 2, 1), Ranks(2, 2, 1), 0.0, True),
     "bf16-zero1-to-tp1-zero3": Case("odd", "bf16", Ranks(2, 2, 1), Ranks(1, 2, 3), 2e-2),
 }
+LONG = ("zero3-tp2dp2-to-tp1", "zero3-same-ranks", "bf16-zero1-same-ranks")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name, marks=[pytest.mark.long] * (name in LONG)) for name, case in CASES.items()]
+)
 def test_training_goes_on_with_other_ranks(
     case: Case,
     begun: Callable[..., Path],

@@ -21,7 +21,8 @@ Train = Callable[..., list[dict[str, float]]]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("zero_stage", "model", "weight_decay"), [(1, "untied", 0.0), (2, "untied", 0.1), (3, "tied", 0.1)]
+    ("zero_stage", "model", "weight_decay"),
+    [(1, "untied", 0.0), pytest.param(2, "untied", 0.1, marks=pytest.mark.long), (3, "tied", 0.1)],
 )
 def test_tp2_dp2_equals_single_process_reference(
     zero_stage: int,
@@ -49,7 +50,9 @@ def test_tp2_dp2_equals_single_process_reference(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "tensor_parallel"), [("odd", 2), ("qwen2", 2), ("untied", 4)])
+@pytest.mark.parametrize(
+    ("model", "tensor_parallel"), [("odd", 2), ("qwen2", 2), pytest.param("untied", 4, marks=pytest.mark.long)]
+)
 def test_padding_changes_nothing_and_stays_zero(
     model: str,
     tensor_parallel: int,
