@@ -29,6 +29,7 @@ def fp8_state(model: torch.nn.Module) -> dict[str, Tensor]:
     }
 
 
+@torch.no_grad()  # or the end of the regions below would move on the scales of whatever has run before
 def load_fp8_state(model: torch.nn.Module, switch: FP8Switch, state: dict[str, Tensor]) -> None:
     """Sets what `fp8_state` gave; modules that it does not name begin afresh, names without a module are left out.
 
