@@ -52,7 +52,7 @@ setup(
         "fast": ["fastokens==0.3.5", "gigatoken==0.10.0", "tokie==0.1.4"],
         "longbench": ["lm-eval[longbench]==0.4.13"],
         "wandb": ["wandb==0.31.0"],
-        "gpu": ["transformer-engine[pytorch,core_cu13]==2.20.0"],
+        "gpu": ["transformer-engine[pytorch,core_cu13]==2.20.2"],
         "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17", "import-linter>=2.16"],
     },
     entry_points={"console_scripts": ["drope=pipeline.cli:main"]},
