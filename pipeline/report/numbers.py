@@ -47,11 +47,18 @@ def key_numbers(data: RunData) -> list[KeyNumber]:
         detail = (
             f"batch {settings.batch} rows of {recipe.data.row_length:,}, lr {settings.lr:g} {settings.schedule.kind}"
         )
-        found.append(KeyNumber("Precision", settings.precision, f"ZeRO {settings.zero_stage}, {detail}"))
+        computed = in_fp8(manifests["recalibration"].facts) if settings.precision == "fp8" else ""
+        found.append(KeyNumber("Precision", settings.precision, f"{computed}ZeRO {settings.zero_stage}, {detail}"))
     total = sum(manifest.seconds for manifest in manifests.values())
     each = ", ".join(f"{name} {duration(manifest.seconds)}" for name, manifest in manifests.items())
     found.append(KeyNumber("Time", duration(total), each))
     return found
+
+
+def in_fp8(facts: dict[str, Any]) -> str:
+    """What a training in FP8 really computed in it: the recipe may leave that to the device."""
+    parts = (("attention", "fp8_attention"), ("matrices", "fp8_linear"))
+    return "".join(f"{label} in {'FP8' if facts.get(name) else 'bf16'}, " for label, name in parts)
 
 
 def source(recipe: Recipe) -> KeyNumber:
