@@ -38,7 +38,10 @@ def micro_batches(rows: Dataset, number: int, batch: int, micro_batch: int, devi
 def read_rows(rows: Dataset, indices: range | list[int], device: torch.device) -> Batch:
     """Rows as one batch on the device."""
     items = [rows[index] for index in indices]
-    return Batch(**{key: torch.stack([item[key] for item in items]).to(device) for key in items[0]})
+    stacked = {key: torch.stack([item[key] for item in items]) for key in items[0]}
+    if device.type == "cuda":  # from pinned memory the copy goes on beside what the device computes
+        return Batch(**{key: value.pin_memory().to(device, non_blocking=True) for key, value in stacked.items()})
+    return Batch(**stacked)
 
 
 class ReadAhead:

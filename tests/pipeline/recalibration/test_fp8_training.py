@@ -51,7 +51,7 @@ def test_its_layers_train_as_transformers_does(
 ) -> None:
     """TP 2 x DP 2, against transformers and torch in one process; then the weights go on in torch's layers."""
     wanted = reference(models["qwen2"], shards, tmp_path / "rows", weight_decay=0.1)
-    changes = {"sequence_parallel": sequence_parallel, "zero_stage": 2 if sequence_parallel else 1, "weight_decay": 0.1}
+    changes = {"sequence_parallel": sequence_parallel, "zero_stage": 3 if sequence_parallel else 1, "weight_decay": 0.1}
     config = settings(layers="transformer_engine", **changes)
     out = tmp_path / "out"
     lines = train(config, layouts["qwen2"], shards, out)[1:]
