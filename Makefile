@@ -20,7 +20,7 @@ test: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
 	.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
-	.venv/bin/python -m pytest -m "slow and not long" -n 3 --dist loadfile
+	.venv/bin/python -m pytest -m "slow and not long" -n 2 --dist loadfile
 
 test-all: test
 	.venv/bin/python -m pytest -m long -n 2 --dist loadfile

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from model_surgery.megatron.names import layout_name
+from model_surgery.megatron.te import availability
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,14 +29,20 @@ def found() -> dict[str, Any]:
     return json.loads(python("-m", "tests.model_surgery.te_worker"))
 
 
+def test_a_norm_within_a_matrix_has_a_name_in_the_layout() -> None:
+    for norm, name in (
+        ("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight"),
+        ("mlp.linear_fc1.weight",) * 2,
+    ):
+        assert layout_name(f"decoder.layers.7.{norm}") == f"decoder.layers.7.{name}"
+
+
+@pytest.mark.slow
 def test_parameters_and_states_have_the_names_of_the_layout(found: dict[str, Any]) -> None:
     assert set(found["names"].values()) == {True}
-    assert (
-        layout_name("decoder.layers.7.mlp.linear_fc1.layer_norm_weight") == "decoder.layers.7.pre_mlp_layernorm.weight"
-    )
-    assert layout_name("decoder.layers.7.mlp.linear_fc1.weight") == "decoder.layers.7.mlp.linear_fc1.weight"
 
 
+@pytest.mark.slow
 def test_states_go_both_ways(found: dict[str, Any]) -> None:
     assert found["states_go_both_ways"] == {
         "transformer_engine to torch": True,
@@ -45,12 +52,14 @@ def test_states_go_both_ways(found: dict[str, Any]) -> None:
     }
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_are_those_of_the_other_layers(found: dict[str, Any]) -> None:
     """In fp32: with RoPE, recomputed, attending within documents, and with heads that are filled up with zeros."""
     assert len(found["equal_to_torch"]) == 8
     assert all(value <= 1e-6 for values in found["equal_to_torch"].values() for value in values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "attention", "matrices"),
     [
@@ -73,12 +82,14 @@ def test_fp8_is_where_it_is_wanted_and_scales_move_once_a_pass(
         assert seen[when]["updates"] == [0, 0]
 
 
+@pytest.mark.slow
 def test_fp8_is_near_fp32_and_causal(found: dict[str, Any]) -> None:
     numbers = found["numbers"]
     assert all(0 < apart < 0.01 for apart in numbers["relative difference"])
     assert numbers["gradient scales moved"] and numbers["before the change"] and not numbers["from the change on"]
 
 
+@pytest.mark.slow
 def test_scales_are_kept(found: dict[str, Any]) -> None:
     kept = found["kept_scales"]
     assert kept["with"] and kept["other history"] and not kept["without"]
@@ -86,7 +97,8 @@ def test_scales_are_kept(found: dict[str, Any]) -> None:
     assert (kept["entries"], kept["fresh"], kept["dtypes"]) == (4 * 5 * 4, 0, ["torch.float32"])
 
 
-@pytest.mark.parametrize("error", ["RuntimeError('no cuDNN here')", "OSError('libcuda.so.1')", "ImportError('gone')"])
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ["RuntimeError('no cuDNN here')", "OSError('libcuda.so.1')"])
 def test_an_installation_that_does_not_load_is_hidden(error: str, tmp_path: Path) -> None:
     package = tmp_path / "transformer_engine"
     package.mkdir()
@@ -101,11 +113,11 @@ def test_an_installation_that_does_not_load_is_hidden(error: str, tmp_path: Path
     message = error.split("'")[1]
     said = python("-c", with_gpu + ask + use, path=tmp_path)
     assert f"2.20.2 does not load: {message}" in said and said.endswith("False\n")
-    said = python("-c", ask + use, path=tmp_path)  # as it is here
-    assert "2.20.2 does not load: there is no GPU" in said and said.endswith("False\n")
-    python("-c", "from data_prep.rows import build_rows", path=tmp_path)
+    if "cuDNN" in error:
+        said = python("-c", ask, path=tmp_path)  # as it is here
+        assert "2.20.2 does not load: there is no GPU" in said
+        python("-c", "from data_prep.rows import build_rows", path=tmp_path)
 
 
 def test_nothing_is_installed_here() -> None:
-    said = python("-c", "from model_surgery.megatron.te import availability; print(availability.find())")
-    assert "not installed (extra: gpu)" in said and "version=None" in said
+    assert availability.find().version is None and "not installed (extra: gpu)" in availability.find().problem
