@@ -54,6 +54,7 @@ def test_calibration_needs_the_rows(raw_recipe: dict[str, Any], write_recipe: Ca
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_published_drope_model_is_trained_further(
     raw_recipe: dict[str, Any], write_recipe: Callable[..., Path], drope: Any, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -70,6 +70,7 @@ def test_a_finished_run_is_probed_with_its_export_on_its_text(copied: Path, drop
     assert len(refused.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.long
 def test_an_evaluation_in_tasks_gives_the_results_of_one(copied: Path, drope: Any) -> None:
     """Tasks in any order, one of them again after its work was lost; nothing is put together that is not whole."""
     evaluation = copied / "runs/tiny/evaluation"

@@ -63,6 +63,7 @@ def read_by(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_may_continue_on_another_number_of_ranks(shards: Path, tmp_path: Path) -> None:
     """Steps 1-2 on one rank, 3-4 on two, 5-6 on four: batch n is rows 8 (n - 1) to 8 n - 1, all and in order."""
     cache = tmp_path / "single"

@@ -49,6 +49,7 @@ def test_one_skip_then_a_return_that_passes_over_the_batches(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_trouble_that_recurs_lowers_the_learning_rate_and_then_ends_the_run(
     layouts: dict[str, Path],
     shards: Path,

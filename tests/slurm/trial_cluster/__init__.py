@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("cluster.sh")
-SECONDS = 120
+SECONDS = 600
 
 
 @dataclass(frozen=True)
