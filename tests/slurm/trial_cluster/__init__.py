@@ -77,7 +77,7 @@ def start(folder: Path | None = None) -> TrialCluster:
     Raises: RuntimeError if it does not come up.
     """
     folder = folder or Path(tempfile.mkdtemp(prefix="drope-trial-", dir="/tmp"))  # short: a socket lies below it
-    words = [SCRIPT, "start", folder, "-n", "3", "-c", "4", "-g", "0", "-m", "netns", "-t", "30"]
+    words = [SCRIPT, "start", folder, "-n", "3", "-c", "4", "-g", "0", "-m", "netns", "-t", "60"]
     result = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
     if result.returncode != 0:
         raise RuntimeError(f"the trial cluster did not start: {result.stdout}{result.stderr}")
