@@ -31,7 +31,7 @@ class Device:
     cudnn: tuple[int, int, int] | None = None
 
 
-ASSUMED = Device("Hopper, assumed as no GPU is here", _HOPPER, "2.20", cudnn=(9, 20, 0))
+ASSUMED = Device("Hopper (assumed, no GPU is here)", _HOPPER, "2.20", cudnn=(9, 20, 0))
 """What `drope plan` takes for granted on a machine without a GPU."""
 
 
@@ -169,4 +169,4 @@ def _against_any(device: Device) -> str:
 
 
 def _width(wanted: FP8Config, shape: ModelShape) -> int:
-    return max(shape.head_dim, FILLED_HEAD_DIM) if wanted.pad_head_dim else shape.head_dim
+    return FP8(attention=True, linear=False, pad_head_dim=wanted.pad_head_dim).head_dim(shape.head_dim)
