@@ -13,7 +13,7 @@ from pipeline.model_source import resolve_model
 from pipeline.random_model import check_source, check_untrained, source_shape
 from pipeline.recalibration.layer_agreement import device_to_plan_for
 from pipeline.recalibration.layer_choice import LayerChoice, choose
-from pipeline.recalibration.run import check_schedule
+from pipeline.recalibration.schedule import check_schedule
 from pipeline.recalibration.wandb_sync import check_wandb
 from pipeline.recipe import Recipe
 from pipeline.report.published import published_rows

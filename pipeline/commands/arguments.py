@@ -24,9 +24,9 @@ def load(recipe: Path, overrides: tuple[str, ...]) -> Any:
 
 def run_stages(recipe: Path, overrides: tuple[str, ...], only: tuple[str, ...]) -> None:
     """Runs the stages (those named in `only`) on this machine and names the page, if there is one."""
-    from pipeline.run_local import run
-
     loaded = load(recipe, overrides)
+    from pipeline.run_local import run  # brings torch, which a mistake in the recipe need not wait for
+
     run(loaded, only)
     page = loaded.folder / "report" / "report.html"
     if page.is_file() and (not only or "report" in only):

@@ -33,9 +33,9 @@ def run(recipe: Path, overrides: tuple[str, ...], only: tuple[str, ...]) -> None
 @click.option("--cluster", metavar="C", help="Also say what its jobs would ask this cluster for (see drope submit).")
 def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool, cluster: str | None) -> None:
     """Show what would run: steps, tokens, memory per GPU, GPU-hours, disk; nothing is written."""
+    loaded = load(recipe, overrides)
     from pipeline.plan import make_plan
 
-    loaded = load(recipe, overrides)
     if cluster is None:
         made = make_plan(loaded)
         click.echo(json.dumps(made.as_dict(), indent=2) if as_json else made.as_text())
@@ -71,9 +71,9 @@ def fetch(recipe: Path, overrides: tuple[str, ...], listed: bool, as_json: bool)
     What is in the cache is not asked for again, so a second call only brings what is missing, and needs no network if
     that is nothing. Paths are not copied, only looked for.
     """
+    loaded = load(recipe, overrides)
     from pipeline import fetch as fetching
 
-    loaded = load(recipe, overrides)
     if not listed and not as_json:
         click.echo(fetching.summary(fetching.fetch(loaded)))
         return

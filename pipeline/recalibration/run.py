@@ -21,7 +21,7 @@ from pipeline.recalibration.metrics import append_event, read_events, read_metri
 from pipeline.recalibration.phases import phases, refuse_unfit
 from pipeline.recalibration.pulse import Fault
 from pipeline.recalibration.ranks import resolve
-from pipeline.recalibration.schedule import warmup_steps
+from pipeline.recalibration.schedule import check_schedule
 from pipeline.recalibration.validation_check import check_validation
 from pipeline.recalibration.wandb_sync import check_wandb
 
@@ -147,24 +147,3 @@ def facts_of(job: Job) -> dict[str, Any]:
         "layout_digest": Layout.load(job.out_dir / "layout").digest(),
         **continued_from(job.out_dir),
     }
-
-
-def check_schedule(config: RecalibrationConfig, row_length: int) -> None:
-    """Raises: RecipeError if the token budget holds no step, or fewer than the schedule's fixed parts."""
-    steps, schedule = config.steps(row_length), config.schedule
-    if steps < 1:
-        raise RecipeError(
-            f"recalibration.tokens = {config.tokens:,}: one step takes {config.batch * row_length:,} tokens "
-            f"(batch {config.batch} x row length {row_length}); give at least that"
-        )
-    fixed = warmup_steps(schedule, config.batch * row_length) + schedule.decay_steps
-    if fixed > steps:
-        raise RecipeError(
-            f"recalibration.schedule: warm-up and decay take {fixed} steps, the budget of {config.tokens:,} tokens has "
-            f"{steps}; shorten them or give at least {fixed * config.batch * row_length:,} tokens"
-        )
-    if config.drop_at_step is not None and config.drop_at_step >= steps:
-        raise RecipeError(
-            f"recalibration.drop_at_step = {config.drop_at_step:,}: the budget of {config.tokens:,} tokens has "
-            f"{steps:,} steps, so nothing would be trained after the drop; drop earlier or give more tokens"
-        )

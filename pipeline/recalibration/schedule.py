@@ -2,7 +2,8 @@
 
 import math
 
-from pipeline.recalibration.config import ScheduleConfig
+from pipeline.errors import RecipeError
+from pipeline.recalibration.config import RecalibrationConfig, ScheduleConfig
 
 _WARMUP_STEPS = 100
 
@@ -32,3 +33,24 @@ def lr_factor(step: int, steps: int, schedule: ScheduleConfig, tokens_per_step: 
     progress = (step - start) / (steps - start)
     remaining = 1.0 - progress if schedule.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return schedule.min_lr_ratio + (1.0 - schedule.min_lr_ratio) * remaining
+
+
+def check_schedule(config: RecalibrationConfig, row_length: int) -> None:
+    """Raises: RecipeError if the token budget holds no step, or fewer than the schedule's fixed parts."""
+    steps, schedule = config.steps(row_length), config.schedule
+    if steps < 1:
+        raise RecipeError(
+            f"recalibration.tokens = {config.tokens:,}: one step takes {config.batch * row_length:,} tokens "
+            f"(batch {config.batch} x row length {row_length}); give at least that"
+        )
+    fixed = warmup_steps(schedule, config.batch * row_length) + schedule.decay_steps
+    if fixed > steps:
+        raise RecipeError(
+            f"recalibration.schedule: warm-up and decay take {fixed} steps, the budget of {config.tokens:,} tokens has "
+            f"{steps}; shorten them or give at least {fixed * config.batch * row_length:,} tokens"
+        )
+    if config.drop_at_step is not None and config.drop_at_step >= steps:
+        raise RecipeError(
+            f"recalibration.drop_at_step = {config.drop_at_step:,}: the budget of {config.tokens:,} tokens has "
+            f"{steps:,} steps, so nothing would be trained after the drop; drop earlier or give more tokens"
+        )

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any
 
+import pytest
+
 
 def test_help_answers_at_once_and_names_every_command(drope: Any) -> None:
     began = time.monotonic()
@@ -26,8 +28,16 @@ def test_help_answers_at_once_and_names_every_command(drope: Any) -> None:
         assert f"\n  {command} " in result.stdout
 
 
-def test_help_and_configs_import_nothing_heavy() -> None:
-    code = "import sys, pipeline.cli; print([m for m in ('torch', 'transformers', 'pydantic') if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("modules", "without"),
+    [
+        ("pipeline.cli", ("torch", "transformers", "pydantic")),
+        ("pipeline.recipe", ("torch", "transformers")),
+        ("pipeline.run_local, pipeline.plan", ("megatron", "deepspeed", "transformers")),
+    ],
+)
+def test_commands_import_nothing_that_they_do_not_need(modules: str, without: tuple[str, ...]) -> None:
+    code = f"import sys, {modules}; print([module for module in {without} if module in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -5,13 +5,16 @@ A checkpoint without them is gone on from with fresh ones, and one with them by 
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model_surgery.files import file_digest
-from model_surgery.megatron.model import LanguageModel
 from pipeline.errors import RecipeError
+
+if TYPE_CHECKING:
+    from model_surgery.megatron.model import LanguageModel
 
 FP8_KEY = "fp8"
 """Where DeepSpeed's files have them."""
@@ -19,7 +22,7 @@ FP8_FILE = "fp8.safetensors"
 """The file of a portable checkpoint."""
 
 
-def scales_of(model: LanguageModel) -> dict[str, Tensor]:
+def scales_of(model: "LanguageModel") -> dict[str, Tensor]:
     """What a checkpoint holds of a model's FP8; empty where it has none."""
     if model.fp8 is None:
         return {}
@@ -28,7 +31,7 @@ def scales_of(model: LanguageModel) -> dict[str, Tensor]:
     return fp8_state(model)
 
 
-def set_scales(model: LanguageModel, scales: Mapping[str, Tensor]) -> None:
+def set_scales(model: "LanguageModel", scales: Mapping[str, Tensor]) -> None:
     """Gives a model what a checkpoint holds; nothing to do where either has no FP8."""
     if model.fp8 is None or not scales:
         return

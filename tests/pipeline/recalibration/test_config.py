@@ -9,7 +9,7 @@ from pipeline.errors import RecipeError
 from pipeline.recalibration.checkpoints.folders import complete, remove_incomplete
 from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.engine import engine_config, parameter_groups
-from pipeline.recalibration.run import check_schedule
+from pipeline.recalibration.schedule import check_schedule
 
 
 def settings(**changes: object) -> RecalibrationConfig:
