@@ -14,8 +14,6 @@ import sys
 import time
 from pathlib import Path
 
-from model_surgery.megatron.cpu import forgo_compiler_if_no_gpu
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -25,7 +23,6 @@ def main() -> int:
     parser.add_argument("--only", default="", help="checks whose names have this in them")
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks/gpu_check.json"), help="(%(default)s)")
     arguments = parser.parse_args()
-    forgo_compiler_if_no_gpu()
     import torch
 
     from benchmarks.gpu_check.checks import listed

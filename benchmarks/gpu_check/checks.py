@@ -153,7 +153,7 @@ def names(of: ModelShape, device: torch.device) -> Facts:
 
 def listed(size: str, te: bool, device: torch.device) -> dict[str, Callable[[], Facts]]:
     """The checks by name for a size: `tiny` for a CPU, `all` for a GPU. `te`: whether Transformer Engine is there."""
-    kinds = [kind for kind in KINDS if te or kind == "torch-bf16"]
+    kinds = [kind for kind in KINDS if te or not kind.startswith("te-")]
     of_fp8 = [kind for kind in kinds if "fp8" in kind]
     blocks = {"tiny": ("tiny", 128)} if size == "tiny" else {"7b": ("7b", 4096), "360m": ("360m", 2048)}
     checks: dict[str, Callable[[], Facts]] = {}

@@ -12,6 +12,7 @@ from model_surgery.shape import ModelShape
 
 KINDS: dict[str, dict[str, Any]] = {
     "torch-bf16": {"layers": "torch"},
+    "compiled-bf16": {"layers": "compiled"},
     "te-bf16": {"layers": "transformer_engine"},
     "te-fp8-attention": {"layers": "transformer_engine", "fp8": {"attention": True, "linear": False}},
     "te-fp8-linear": {"layers": "transformer_engine", "fp8": {"attention": False, "linear": True}},

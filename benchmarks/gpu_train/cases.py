@@ -24,6 +24,7 @@ MODELS: dict[str, tuple[ModelShape, int]] = {
 WAYS: dict[str, dict[str, Any]] = {
     "published": {},
     "torch-bf16": {"precision": "bf16", "layers": "torch"},
+    "compiled-bf16": {"precision": "bf16", "layers": "compiled"},
     "te-bf16": {"precision": "bf16", "layers": "transformer_engine"},
     "te-fp8-attention": {"precision": "fp8", "fp8": {"attention": "on"}},
     "te-fp8-attention-padded": {"precision": "fp8", "fp8": {"attention": "on", "pad_head_dim": True}},

@@ -13,7 +13,8 @@ def main() -> None:
     from benchmarks.gpu_train.cases import Case
 
     case = Case(**json.loads(sys.argv[1]))
-    forgo_compiler_if_no_gpu()
+    if case.config().layers != "compiled":
+        forgo_compiler_if_no_gpu()
     os.environ.setdefault("DS_ACCELERATOR", accelerator_name())
     print(json.dumps(measure(case)))
 

@@ -28,7 +28,7 @@ def main() -> int:
         return 2
     arguments.folder.mkdir(parents=True, exist_ok=True)
     results = []
-    for case in plan(arguments.models, arguments.ranks, arguments.precision, arguments.recompute):
+    for case in plan(arguments.models, arguments.ranks, arguments.precision, arguments.recompute, arguments.layers):
         results.append(measure(case, arguments))
     differing = [line for result in results if (line := difference(result))]
     page = report.page(results, differing, arguments.repeat)
@@ -56,6 +56,9 @@ def parse() -> argparse.Namespace:
         choices=("none", "full"),
         default=["none"],
         help="full: both ways compute every layer again in the backward pass, as published (none)",
+    )
+    parser.add_argument(
+        "--layers", nargs="+", choices=("torch", "compiled"), default=["torch"], help="this project's (torch)"
     )
     parser.add_argument("--repeat", type=int, default=3, help="runs of each way, of which the fastest counts (3)")
     parser.add_argument("--data", type=Path, default=project.parent / "shared" / "data", help="%(default)s")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from statistics import median
 
 
@@ -18,6 +19,7 @@ class Case:
     ranks: int
     precision: str
     recompute: str
+    layers: str = "torch"  # this project's
 
     @property
     def tokens_per_step(self) -> int:
@@ -25,7 +27,8 @@ class Case:
 
     @property
     def label(self) -> str:
-        return f"{self.model} {self.length} x{self.ranks} {self.precision} recompute={self.recompute}"
+        settings = f"{self.precision} recompute={self.recompute} layers={self.layers}"
+        return f"{self.model} {self.length} x{self.ranks} {settings}"
 
 
 _SIZES = {
@@ -39,14 +42,21 @@ MODELS = tuple(_SIZES)
 
 
 def plan(
-    models: Sequence[str], ranks: Sequence[int], precisions: Sequence[str], recompute: Sequence[str]
+    models: Sequence[str],
+    ranks: Sequence[int],
+    precisions: Sequence[str],
+    recompute: Sequence[str] = ("none",),
+    layers: Sequence[str] = ("torch",),
 ) -> Iterator[Case]:
+    """All combinations; compiled layers are never recomputed."""
     for model in models:
         for size in _SIZES[model]:
             for count in ranks:
                 for precision in precisions:
-                    for kept in recompute:
-                        yield Case(model=model, **size, ranks=count, precision=precision, recompute=kept)
+                    for kept, kind in product(recompute, layers):
+                        if (kept, kind) != ("full", "compiled"):
+                            settings = {"precision": precision, "recompute": kept, "layers": kind}
+                            yield Case(model=model, **size, ranks=count, **settings)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print("| model | row | precision | step, ms | " + " | ".join(PARTS) + " | all of it | data wait |")
     print("|" + "---|" * (len(PARTS) + 6))
-    for case in plan(arguments.models, [2], arguments.precision, ["none"]):
+    for case in plan(arguments.models, [2], arguments.precision):
         print(measured(case, inputs.make(case, arguments.data, arguments.folder), arguments.folder / "watched"))
 
 

@@ -7,7 +7,7 @@ from benchmarks.data_prep import machine
 from benchmarks.recalibration.cases import Result
 
 HEAD = (
-    *("model", "row", "ranks", "precision", "recompute", "tokens/s", "Trainer", "ratio", "pairs"),
+    *("model", "row", "ranks", "precision", "recompute", "layers", "tokens/s", "Trainer", "ratio", "pairs"),
     *("MiB", "Trainer", "ratio", "data wait", "loss difference", "others' cores"),
 )
 LIBRARIES = ("torch", "deepspeed", "megatron-core", "transformers", "accelerate")
@@ -30,7 +30,7 @@ def row(result: Result) -> list[str]:
     pairs = result.pair_ratios("ours", "trainer")
     share = result.best("ours").data_share
     return [
-        *(case.model, str(case.length), str(case.ranks), case.precision, case.recompute),
+        *(case.model, str(case.length), str(case.ranks), case.precision, case.recompute, case.layers),
         *(f"{best['ours']:,.0f}", f"{best['trainer']:,.0f}", f"{best['ours'] / best['trainer']:.2f}x"),
         f"{min(pairs):.2f} to {max(pairs):.2f}",
         *(f"{peak['ours'] / 2**20:,.0f}", f"{peak['trainer'] / 2**20:,.0f}", f"{peak['ours'] / peak['trainer']:.2f}x"),

@@ -19,6 +19,7 @@ from torch import Tensor
 from model_surgery.architectures import Join, rules
 from model_surgery.errors import SurgeryError
 from model_surgery.megatron.attention import SDPAttention, document_mask
+from model_surgery.megatron.compiled import CompiledLayer, compile_loss
 from model_surgery.megatron.names import keep_layout_names, named_in_order
 from model_surgery.megatron.output_layer import OutputLayer
 from model_surgery.megatron.qk_norm import norm_specs
@@ -30,6 +31,9 @@ from model_surgery.shape import ModelShape
 
 if TYPE_CHECKING:
     from model_surgery.megatron.te.fp8 import FP8Switch
+
+Layers = Literal["torch", "compiled", "transformer_engine"]
+"""What layers are made of: torch's functions, the same fused by its compiler, or Transformer Engine's modules."""
 
 
 def start_parallel(tensor_parallel: int) -> None:
@@ -45,14 +49,15 @@ def build_model(
     max_length: int | None = None,
     sequence_parallel: bool = False,
     recompute: bool = False,
-    layers: Literal["torch", "transformer_engine"] = "torch",
+    layers: Layers = "torch",
     fp8: FP8 | None = None,
 ) -> "LanguageModel":
     """This rank's part of the model, weights not yet loaded. Process groups must exist (`start_parallel`).
 
     Forward: token ids [batch, length] -> logits [batch, length, vocab / TP], or with labels the loss [batch, length].
     `sequence_parallel`: see its module; the length must be a multiple of TP. `recompute`: see `RecomputedLayer`.
-    `layers`: transformer_engine only where `te.availability` finds it; parameters have the same names either way.
+    `layers`: transformer_engine only where `te.availability` finds it, compiled where there is a compiler, and neither
+    recomputed nor under ZeRO 3; parameters have the same names whatever they are.
     `fp8`: what these layers may compute in FP8, once `model.fp8.active` is set; not with `recompute`, which would let
     largest values be counted twice.
     """
@@ -110,6 +115,8 @@ def build_model(
     mark_partitioned(model, shape)
     model.output_layer.__class__ = OutputLayer  # GPTModel names the class itself
     mask_padded_vocabulary(model, shape.vocab, padded.vocab)
+    if layers == "compiled":
+        compile_loss(model)
     return model.to(dtype)
 
 
@@ -146,7 +153,7 @@ def block_spec(
     tensor_parallel: int,
     sequence_parallel: bool,
     recompute: bool,
-    layers: Literal["torch", "transformer_engine"],
+    layers: Layers,
     fp8: "FP8Switch | None",
 ) -> TransformerBlockSubmodules:
     """Megatron-core's own layers, without its fused extensions or of Transformer Engine, and the modules of ours."""
@@ -164,6 +171,8 @@ def block_spec(
         last_norm = layer.submodules.input_layernorm
     for name, norm in norm_specs(shape, tensor_parallel).items():
         setattr(layer.submodules.self_attention.submodules, name, norm)
+    if layers == "compiled":
+        layer.module = CompiledLayer
     if recompute:
         layer.module = RecomputedLayer
     return TransformerBlockSubmodules(layer_specs=[layer] * shape.layers, layer_norm=last_norm)

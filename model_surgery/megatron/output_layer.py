@@ -1,5 +1,7 @@
 """The output layer and the loss in one: logits are never held for more than a part of the tokens."""
 
+from collections.abc import Callable
+
 import torch
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
@@ -13,11 +15,38 @@ from torch.distributed import ProcessGroup
 from model_surgery.megatron.logit_parts import part_tokens
 
 
+def loss_and_gradient(logits: Tensor, labels: Tensor, token_weights: Tensor, group: ProcessGroup) -> Tensor:
+    """The weighted sum of the cross-entropies of `labels` [tokens]; `logits` [tokens, words] become its gradient.
+
+    Logits are of this rank's words, and so is a label's number, which lies outside if it is another rank's word. All
+    is computed in fp32.
+    """
+    given, logits = logits, logits.float()
+    mine = (labels >= 0) & (labels < logits.shape[1])
+    index = torch.where(mine, labels, 0).unsqueeze(1)
+    at_label = torch.where(mine.unsqueeze(1), logits.gather(1, index), 0)
+    highest = logits.amax(1, keepdim=True)
+    total = logits.sub_(highest).exp_().sum(1, keepdim=True)
+    log_total = highest + total.log()
+    if group.size() > 1:
+        both = torch.stack([log_total, at_label])
+        ranks = both.new_empty(group.size() * 2, *both.shape[1:])
+        torch.distributed.all_gather_into_tensor(ranks, both, group=group)
+        log_total, at_label = ranks[::2].logsumexp(0), ranks[1::2].sum(0)
+    logits.mul_((highest - log_total).exp_().mul_(token_weights.unsqueeze(1)))
+    logits.scatter_add_(1, index, torch.where(mine, -token_weights, 0).unsqueeze(1))
+    if given is not logits:
+        given.copy_(logits)
+    return torch.dot((log_total - at_label).squeeze(1), token_weights)
+
+
 class OutputLayer(ColumnParallelLinear):
     """Megatron-core's, which with labels gives the weighted sum of the losses in place of the logits."""
 
     true_size: int
     """Rows of this rank's weight that are words; the others, which stand last, are padding."""
+    loss_and_gradient = staticmethod(loss_and_gradient)
+    """Or what a compiler has made of it."""
 
     def forward(
         self,
@@ -36,7 +65,8 @@ class OutputLayer(ColumnParallelLinear):
             hidden = gather_from_sequence_parallel_region(input_, group=self.tp_group)
         else:
             hidden = copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
-        return _WeightedLoss.apply(hidden, weight, labels, token_weights, self.true_size, self.tp_group)
+        sizes = (self.true_size, self.tp_group)
+        return _WeightedLoss.apply(hidden, weight, labels, token_weights, *sizes, self.loss_and_gradient)
 
 
 class _WeightedLoss(torch.autograd.Function):
@@ -51,33 +81,30 @@ class _WeightedLoss(torch.autograd.Function):
         token_weights: Tensor,
         true_size: int,
         group: ProcessGroup,
+        loss_and_gradient: Callable[[Tensor, Tensor, Tensor, ProcessGroup], Tensor],
     ) -> Tensor:
         rows, words = hidden.reshape(-1, hidden.shape[-1]), weight[:true_size]
         labels, token_weights = labels.reshape(-1) - group.rank() * len(weight), token_weights.reshape(-1)
         size = min(len(rows), part_tokens(len(weight), rows.device.type))
-        held = torch.empty(size, true_size, device=rows.device)
         # In bf16 a sum over parts would be rounded with each: all gradients are kept, in half the bytes of fp32.
-        kept = None if rows.dtype is torch.float32 else rows.new_empty(len(rows), true_size)
-        of_rows, of_weight, total = torch.empty_like(rows), torch.empty_like(weight), held.new_zeros(())
+        keeps_all = rows.dtype is not torch.float32
+        held = rows.new_empty(len(rows) if keeps_all else size, true_size)
+        of_rows, of_weight = torch.empty_like(rows), torch.empty_like(weight)
+        total = torch.zeros((), device=rows.device)
         of_weight[true_size:] = 0
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
-            logits = held[: len(rows[part])]
-            if kept is None:
-                torch.mm(rows[part], words.t(), out=logits)
-            else:
-                logits.copy_(torch.mm(rows[part], words.t(), out=kept[part]))
+            logits = held[part] if keeps_all else held[: len(rows[part])]
+            torch.mm(rows[part], words.t(), out=logits)
             total += loss_and_gradient(logits, labels[part], token_weights[part], group)
-            if kept is None:
+            if not keeps_all:
                 torch.mm(logits, words, out=of_rows[part])
                 torch.addmm(
                     of_weight[:true_size], logits.t(), rows[part], beta=float(start > 0), out=of_weight[:true_size]
                 )
-            else:
-                kept[part] = logits
-        if kept is not None:
-            torch.mm(kept, words, out=of_rows)
-            torch.mm(kept.t(), rows, out=of_weight[:true_size])
+        if keeps_all:
+            torch.mm(held, words, out=of_rows)
+            torch.mm(held.t(), rows, out=of_weight[:true_size])
         ctx.save_for_backward(of_rows.view_as(hidden), of_weight)
         return total
 
@@ -85,25 +112,4 @@ class _WeightedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         of_hidden, of_weight = ctx.saved_tensors
-        return of_hidden.mul_(grad), of_weight.mul_(grad), None, None, None, None
-
-
-def loss_and_gradient(logits: Tensor, labels: Tensor, token_weights: Tensor, group: ProcessGroup) -> Tensor:
-    """The weighted sum of the cross-entropies of `labels` [tokens]; `logits` [tokens, words] become its gradient.
-
-    Logits are of this rank's words, and so is a label's number, which lies outside if it is another rank's word.
-    """
-    mine = (labels >= 0) & (labels < logits.shape[1])
-    index = torch.where(mine, labels, 0).unsqueeze(1)
-    at_label = torch.where(mine.unsqueeze(1), logits.gather(1, index), 0)
-    highest = logits.amax(1, keepdim=True)
-    total = logits.sub_(highest).exp_().sum(1, keepdim=True)
-    log_total = highest + total.log()
-    if group.size() > 1:
-        both = torch.stack([log_total, at_label])
-        ranks = both.new_empty(group.size() * 2, *both.shape[1:])
-        torch.distributed.all_gather_into_tensor(ranks, both, group=group)
-        log_total, at_label = ranks[::2].logsumexp(0), ranks[1::2].sum(0)
-    logits.mul_((highest - log_total).exp_().mul_(token_weights.unsqueeze(1)))
-    logits.scatter_add_(1, index, torch.where(mine, -token_weights, 0).unsqueeze(1))
-    return torch.dot((log_total - at_label).squeeze(1), token_weights)
+        return of_hidden.mul_(grad), of_weight.mul_(grad), *[None] * 5

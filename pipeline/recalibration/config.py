@@ -123,8 +123,10 @@ class RecalibrationConfig(_Section):
         "bf16", description="weights and activations; fp32 masters under bf16; fp8: bf16, and parts as fp8 says"
     )
     fp8: FP8Config | None = Field(None, description="what precision: fp8 computes in FP8, and how; null: its defaults")
-    layers: Literal["auto", "transformer_engine", "torch"] = Field(
-        "auto", description="whose layers; auto: Transformer Engine's beside a GPU where it is installed, else torch's"
+    layers: Literal["auto", "transformer_engine", "torch", "compiled"] = Field(
+        "auto",
+        description="whose layers; auto: Transformer Engine's beside a GPU where it is installed, else torch's; "
+        "compiled: torch's, fused by torch.compile",
     )
     sequence_parallel: bool = Field(
         False, description="cut activations outside of attention and feed-forward along the row over the TP ranks"
@@ -192,8 +194,14 @@ class RecalibrationConfig(_Section):
         self._check_batch()
         if self.precision != "fp8" and self.fp8 is not None:
             raise ValueError(f"fp8 is set beside precision = {self.precision}; use precision: fp8, or take it out")
-        if self.precision == "fp8" and self.layers == "torch":
-            raise ValueError("precision = fp8 needs the layers of Transformer Engine; take layers: torch out")
+        if self.precision == "fp8" and self.layers in ("torch", "compiled"):
+            raise ValueError(f"precision = fp8 needs the layers of Transformer Engine; take layers: {self.layers} out")
+        if self.layers == "compiled" and (self.zero_stage == 3 or self.recompute == "full"):
+            other = "zero_stage = 3" if self.zero_stage == 3 else "recompute = full"
+            raise ValueError(
+                f"layers = compiled beside {other}: a compiled layer cannot be gathered or computed again in parts; "
+                "use layers: torch"
+            )
         if self.control and self.position_embedding == "rope":
             raise ValueError("control = true beside position_embedding = rope would train the same model twice")
         if self.drop_at_step is not None and self.position_embedding == "rope":

@@ -54,6 +54,11 @@ def _tried(job: Job, shape: ModelShape, row_length: int) -> LayerChoice | str:
         choice = choose(job.config, shape, row_length, this_device())
     except RecipeError as error:
         return str(error)
+    if choice.layers == "compiled":
+        from model_surgery.megatron.compiled import reason_against as of_compiler
+
+        reason = of_compiler()
+        return f"recalibration.layers = compiled: torch.compile: {reason}; use auto or torch" if reason else choice
     if not choice.fp8_attention:
         return choice
     from model_surgery.megatron.te.trial import reason_against

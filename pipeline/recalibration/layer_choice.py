@@ -12,6 +12,7 @@ from model_surgery.shape import ModelShape
 from pipeline.errors import RecipeError
 from pipeline.recalibration.config import FP8Config, RecalibrationConfig
 
+Layers = Literal["torch", "compiled", "transformer_engine"]
 _HOPPER, _BLACKWELL = (9, 0), (10, 0)
 _TOKENS = 16
 """Matrices in FP8 must have sizes that this divides."""
@@ -39,7 +40,7 @@ ASSUMED = Device("Hopper (assumed, no GPU is here)", _HOPPER, "2.20", cudnn=(9, 
 class LayerChoice:
     """What a training computes with, and why."""
 
-    layers: Literal["torch", "transformer_engine"]
+    layers: Layers
     layers_reason: str
     fp8_attention: bool = False
     fp8_attention_reason: str = ""
@@ -47,8 +48,8 @@ class LayerChoice:
     fp8_linear: bool = False
 
     def __str__(self) -> str:
-        named = {"torch": "torch's", "transformer_engine": "Transformer Engine's"}[self.layers]
-        parts = [f"{named} layers ({self.layers_reason})"]
+        named = {"torch": "torch's", "compiled": "torch's compiled", "transformer_engine": "Transformer Engine's"}
+        parts = [f"{named[self.layers]} layers ({self.layers_reason})"]
         if self.fp8_attention_reason:
             parts.append(f"attention in {'FP8' if self.fp8_attention else 'bf16'} ({self.fp8_attention_reason})")
             parts.append(f"matrices in {'FP8' if self.fp8_linear else 'bf16'}")
@@ -123,11 +124,11 @@ def against_attention(
     return ""
 
 
-def _layers(config: RecalibrationConfig, device: Device) -> tuple[Literal["torch", "transformer_engine"], str]:
-    if config.precision == "fp32" and config.layers != "transformer_engine":
+def _layers(config: RecalibrationConfig, device: Device) -> tuple[Layers, str]:
+    if config.layers in ("torch", "compiled"):
+        return config.layers, f"recalibration.layers = {config.layers}"
+    if config.precision == "fp32" and config.layers == "auto":
         return "torch", "fp32"
-    if config.layers == "torch":
-        return "torch", "recalibration.layers = torch"
     if device.capability is None or device.transformer_engine is None:
         problem = "no GPU" if device.capability is None else f"Transformer Engine: {device.problem}"
         if config.layers == "transformer_engine":

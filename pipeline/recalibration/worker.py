@@ -14,12 +14,14 @@ from pipeline.processes import die_with_parent
 @record
 def main() -> None:
     die_with_parent()
-    forgo_compiler_if_no_gpu()
     from pipeline.recalibration.job import End, Job
 
     job = Job.model_validate_json(sys.argv[1])
+    if job.config.layers != "compiled":
+        forgo_compiler_if_no_gpu()
     if job.config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # or kernels are chosen by their timing
     from pipeline.recalibration.loop import train
     from pipeline.recalibration.parallel import start_processes
 

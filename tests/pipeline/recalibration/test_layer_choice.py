@@ -46,6 +46,8 @@ def fp8(settings: Settings, **changes: object) -> RecalibrationConfig:
         (NO_TE, "bf16", "auto", "torch", "Transformer Engine: not installed"),
         (CPU, "bf16", "auto", "torch", "no GPU"),
         (H200, "bf16", "torch", "torch", "recalibration.layers = torch"),
+        (H200, "fp32", "compiled", "compiled", "recalibration.layers = compiled"),
+        (CPU, "bf16", "compiled", "compiled", "recalibration.layers = compiled"),
         (H200, "fp32", "auto", "torch", "fp32"),
         (H200, "fp32", "transformer_engine", "transformer_engine", "2.20.2"),
     ],
@@ -154,7 +156,10 @@ def test_settings_of_a_recipe(settings: Settings) -> None:
     assert settings().fp8 is None
     for changes, why in (
         ({"precision": "bf16", "fp8": {}}, "fp8 is set beside precision = bf16"),
-        ({"precision": "fp8", "layers": "torch"}, "needs the layers of Transformer Engine"),
+        ({"precision": "fp8", "layers": "torch"}, "needs the layers of Transformer Engine; take layers: torch out"),
+        ({"precision": "fp8", "layers": "compiled"}, "take layers: compiled out"),
+        ({"layers": "compiled", "zero_stage": 3}, "layers = compiled beside zero_stage = 3: .*; use layers: torch"),
+        ({"layers": "compiled", "recompute": "full"}, "layers = compiled beside recompute = full: .*; use"),
         ({"precision": "fp8", "fp8": {"attention": "off"}}, "attention and linear are both off"),
         ({"precision": "fp8", "fp8": {"attention": "off", "linear": "on", "pad_head_dim": True}}, "pad_head_dim"),
     ):

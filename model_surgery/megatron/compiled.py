@@ -1,0 +1,54 @@
+"""Layers and loss made into fused kernels by torch.compile (https://docs.pytorch.org/docs/stable/torch.compiler.html).
+
+What Transformer Engine's modules fuse by hand, norms, SwiGLU and sums, for machines without it.
+"""
+
+import warnings
+from functools import cache
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor
+
+from model_surgery.megatron.output_layer import loss_and_gradient
+
+
+class CompiledLayer(TransformerLayer):
+    """A layer that is one graph in training; all layers share what is compiled.
+
+    In evaluation, whose rows have other lengths, and where a hook looks into its attention, it is torch's: each would
+    be compiled anew.
+    """
+
+    def forward(self, hidden_states: Tensor, **others: Any) -> tuple[Tensor, None]:
+        """[length, batch, hidden] -> the same, and Megatron-core's unused context."""
+        if self.self_attention.core_attention._forward_pre_hooks or not torch.is_grad_enabled():
+            return super().forward(hidden_states, **others)
+        return _compiled(TransformerLayer.forward)(self, hidden_states, **others)
+
+
+def compile_loss(model: torch.nn.Module) -> None:
+    """Takes losses and their gradients from the logits in fused passes."""
+    model.output_layer.loss_and_gradient = _compiled(loss_and_gradient)
+
+
+def reason_against() -> str | None:
+    """Why torch.compile does not work in this process (no compiler, no Triton); None if it does."""
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+    try:
+        _compiled(_trial)(torch.ones(2, device=device))
+    except Exception as error:  # whatever compilers raise
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return None
+
+
+def _trial(x: Tensor) -> Tensor:
+    return x.square().sum()
+
+
+@cache
+def _compiled(function: Any) -> Any:
+    # Megatron-core warns in every pass, on rank 0 alone, where it is not told its group: graphs would end there.
+    torch._dynamo.config.ignore_logging_functions.add(warnings.warn)
+    return torch.compile(function, dynamic=False)
