@@ -20,7 +20,7 @@ from pipeline.run_folder import (
     run_folder,
     save_manifest,
 )
-from pipeline.signals import stopped_by_signals
+from pipeline.signals import stop_if_asked, stopped_by_signals
 from pipeline.stages import Stage, stages_of
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ def run(recipe: Recipe, only: tuple[str, ...] = (), machines: Machines = THIS_MA
             for stage in stages:
                 # All are looked at again: an input made a moment ago may show that what is there was made from another.
                 if not is_complete(stage, recipe):
+                    stop_if_asked(stage.name)
                     run_stage(stage, recipe, folder, machines)
     for stage in stages:
         if stage not in pending:

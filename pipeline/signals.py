@@ -13,6 +13,8 @@ import psutil
 from pipeline.errors import OutOfTime, Stopped
 
 _SECONDS_BETWEEN_WISHES = 1.0
+_passed_on: list[int] = []
+"""Signals that went to ranks; those may have been at their end, and have come to it."""
 
 
 @contextmanager
@@ -23,8 +25,18 @@ def stopped_by_signals() -> Iterator[None]:
         kind = OutOfTime if number == signal.SIGUSR1 else Stopped
         raise kind(f"stopped by {signal.Signals(number).name}; the same command goes on")
 
+    _passed_on.clear()
     with _handled((signal.SIGUSR1, signal.SIGTERM), stop):
         yield
+
+
+def stop_if_asked(following: str) -> None:
+    """Raises: Stopped if a signal asked for an end while ranks came to theirs, so that `following` does not begin."""
+    if _passed_on:
+        name = signal.Signals(_passed_on[0]).name
+        raise Stopped(
+            f"stopped by {name} before {following}; what comes before it is complete; the same command goes on"
+        )
 
 
 def wait_and_pass_on(process: subprocess.Popen[bytes], meanwhile: Callable[[], None] = lambda: None) -> bool:
@@ -41,6 +53,7 @@ def wait_and_pass_on(process: subprocess.Popen[bytes], meanwhile: Callable[[], N
                 raise KeyboardInterrupt
             print("stopping after this step, with a checkpoint; Ctrl-C again: at once, without", file=sys.stderr)
         wishes.append(number)
+        _passed_on.append(number)
         tell_children(process.pid, signal.SIGUSR1)
 
     with _handled((signal.SIGUSR1, signal.SIGTERM, signal.SIGINT), wish):

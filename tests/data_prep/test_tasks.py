@@ -60,7 +60,7 @@ def expected(tmp_path: Path, corpus: tuple[Path, ...], settings: dict) -> dict[s
     return found
 
 
-@pytest.mark.parametrize(("tasks", "workers"), [(1, 2), (2, 1), (3, 2), (50, 1)])
+@pytest.mark.parametrize(("tasks", "workers"), [(1, 2), (2, 1), (3, 2), pytest.param(50, 1, marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_any_number_of_tasks_and_workers_gives_the_same_bytes(
     tmp_path, corpus, settings, expected, tasks: int, workers: int

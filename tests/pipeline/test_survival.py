@@ -1,6 +1,7 @@
 """A training that is stopped, looked at, damaged, gone on with by other ranks and branched off, as a user does it."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,7 @@ def test_a_stopped_training_has_a_checkpoint_of_its_last_step_that_can_be_export
     assert "--step 7: there are complete checkpoints of 3, 6, " in unknown.stderr
     losses = {line["step"]: line["validation_loss"] for line in read_metrics(training) if "validation_loss" in line}
     lowest = min(losses.keys() - {0}, key=losses.__getitem__)
+    shutil.rmtree(folder)  # the best may be the newest
     best = drope("export", stopped, "--step", "best")
     assert best.returncode == 0 and best.stdout.strip().endswith(f"step-{lowest:08d}"), best.stderr
 
@@ -115,3 +117,29 @@ def test_a_decay_is_branched_off_a_kept_checkpoint(stopped: Path, drope: Any) ->
 
     assert "no state.json" in refusal(f"recalibration.branch_from={trunk}")
     assert "is enough for 5" in refusal(f"recalibration.tokens={5 * 4 * 32}", "recalibration.schedule.decay_steps=1")
+
+
+def test_a_signal_as_training_ends_keeps_the_next_stage_from_beginning(
+    raw_recipe: dict[str, Any], tmp_path: Path, drope: Any
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(raw_recipe | {"runs_dir": str(tmp_path / "runs")}))
+    code = (
+        "from pipeline.recalibration import run as stage; from pipeline.cli import main; "
+        "stage.WORKER = 'tests.pipeline.late_signal_worker'; main()"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "run",
+        str(recipe),
+        "recalibration.data_parallel=1",
+        "surgery.tensor_parallel=1",
+    ]
+    stopped = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert stopped.returncode == REQUEUE, stopped.stderr
+    said = stopped.stderr.strip().splitlines()[-1]
+    assert said == "drope: stopped by SIGTERM before export; what comes before it is complete; the same command goes on"
+    assert (run_of(recipe) / "recalibration" / "manifest.json").is_file() and not (run_of(recipe) / "export").exists()
+    assert drope("run", recipe, *command[-2:]).returncode == 0

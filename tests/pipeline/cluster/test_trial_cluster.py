@@ -181,6 +181,7 @@ def test_a_cancelled_task_is_named_and_it_alone_is_done_again(cluster_run: MakeR
     assert run.status()["data"]["tasks"]["failed"] == []
 
 
+@pytest.mark.long
 def test_a_hundred_tasks_in_two_arrays(cluster_run: MakeRun, documents: Path, tmp_path: Path) -> None:
     folder = tmp_path / "hundred"
     folder.mkdir()
