@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 _KINDS = (
+    ("compiled", r"^triton_|cpp_fused"),
     ("attention", r"flash|fmha|sdpa|attention|cudnn.*(attn|mha)|fwd_splitkv"),
     ("communication", r"nccl|all_?reduce|all_?gather|reduce_?scatter|gloo"),
     ("optimizer", r"adam|multi_tensor|l2norm|foreach"),
@@ -12,7 +13,7 @@ _KINDS = (
     ("FP8 casts", r"cast_|quantize|fp8|transpose.*cast|amax"),
     ("copies", r"memcpy|memset|copy_kernel|CatArray|aten::copy_"),
 )
-"""In this order: an attention kernel's name may speak of gemm too."""
+"""In this order: a compiled kernel's name speaks of all that it fuses, an attention kernel's may of gemm."""
 
 
 def kind_of(kernel: str) -> str:
