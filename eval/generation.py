@@ -1,6 +1,7 @@
 """Greedy answers to many prompts: in batches of equal length, what prompts begin with alike read once."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -42,15 +43,16 @@ def generate(
     from eval.piece_attention import attending_in_pieces
 
     longest = max(map(len, prompts), default=0)
-    rows = _rows(model, longest + new_tokens)
-    trunk = _Trunk(model, longest) if reuse and _fitting(model, longest + new_tokens) >= 2 else None
+    fitting = _fitting(model, longest + new_tokens)
+    trunk = _Trunk(model, longest) if reuse and fitting >= 2 else None
+    rows = max(1, min(_MOST_ROWS, fitting - 1 if trunk else fitting))
     piece = batch_tokens if reuse else None
     with torch.inference_mode(), attending_in_pieces(model):
         for batch in batches(prompts, rows):
-            cache, states = _read_batch(
-                model, [prompts[index] for index in batch], trunk, new_tokens, batch_tokens, piece
-            )
-            yield _decode(model, cache, states, batch, new_tokens, stop)
+            # Nothing here holds on to the cache: it is gone before that of the next batch is made.
+            together = [prompts[index] for index in batch]
+            read = partial(_read_batch, model, together, trunk, new_tokens, batch_tokens, piece)
+            yield _decode(model, read, batch, new_tokens, stop)
 
 
 def batches(prompts: Sequence[Sequence[int]], rows: int) -> Iterator[list[int]]:
@@ -74,11 +76,6 @@ def shared(left: Sequence[int], right: Sequence[int]) -> int:
 def cache_bytes(config: "PretrainedConfig", value_bytes: int) -> int:
     """Bytes of keys and values per token, over all layers."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim_of(config) * value_bytes
-
-
-def _rows(model: "PreTrainedModel", tokens: int) -> int:
-    """Rows of a batch."""
-    return max(1, min(_MOST_ROWS, _fitting(model, tokens)))
 
 
 def _fitting(model: "PreTrainedModel", tokens: int) -> int:
@@ -162,15 +159,18 @@ def _read(
 
 def _decode(
     model: "PreTrainedModel",
-    cache: "RoomyCache",
-    states: "torch.Tensor",
+    read: Callable[[], tuple["RoomyCache", "torch.Tensor"]],
     batch: list[int],
     new_tokens: int,
     stop: Stop,
 ) -> list[tuple[int, list[int]]]:
-    """One token after the other until every row stops; rows that have are dropped once they are half of all."""
+    """One token after the other until every row stops; rows that have are dropped once they are half of all.
+
+    `read` makes the cache of the prompts, and their last states.
+    """
     import torch
 
+    cache, states = read()
     head = model.get_output_embeddings()
     answers: dict[int, list[int]] = {index: [] for index in batch}
     rows, open_rows = list(batch), set(batch)
@@ -185,7 +185,7 @@ def _decode(
             break
         if 2 * len(open_rows) <= len(rows):
             kept = torch.tensor([place for place, index in enumerate(rows) if index in open_rows], device=model.device)
-            cache = cache.rows(kept)
+            cache.keep(kept)
             chosen, rows = chosen[kept], [index for index in rows if index in open_rows]
         states = model.model(input_ids=chosen[:, None], past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
     return list(answers.items())

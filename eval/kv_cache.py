@@ -60,8 +60,15 @@ class RoomyCache(Cache):
         for layer in self.layers:
             layer.show(tokens)
 
-    def rows(self, part: "slice | torch.Tensor") -> "RoomyCache":
-        """These rows alone: of a slice the same memory, of numbers a copy."""
+    def keep(self, rows: "torch.Tensor") -> None:
+        """Drops all other rows, one layer after the other, so that there is never much more than before."""
+        for layer in self.layers:
+            tokens = layer.get_seq_length()
+            layer.room = layer.room[:, rows]
+            layer.show(tokens)
+
+    def rows(self, part: slice) -> "RoomyCache":
+        """These rows alone, in the same memory."""
         return RoomyCache([RoomyLayer(layer.room[:, part], layer.get_seq_length()) for layer in self.layers])
 
     def start_from(self, other: "RoomyCache", tokens: int) -> None:

@@ -25,6 +25,8 @@ class CompiledLayer(TransformerLayer):
         """[length, batch, hidden] -> the same, and Megatron-core's unused context."""
         if self.self_attention.core_attention._forward_pre_hooks or not torch.is_grad_enabled():
             return super().forward(hidden_states, **others)
+        # Of a batch of one the embeddings come with other strides than what layers make: it would be another graph.
+        hidden_states = hidden_states.flatten().view(hidden_states.shape)
         return _compiled(TransformerLayer.forward)(self, hidden_states, **others)
 
 

@@ -1,6 +1,7 @@
 """Answers in batches with shared beginnings against transformers' own generate, prompt by prompt."""
 
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from eval.answers import Question, end_tokens, score_answers
 from eval.generation import batches, cache_bytes, generate, shared
 from eval.journal import Journal
+from eval.kv_cache import RoomyCache, RoomyLayer
 from eval.variants import load_variant
 
 NEW = 12
@@ -100,6 +102,37 @@ def test_without_room_for_a_shared_beginning_none_is_kept(
         sum(map(len, prompts)) - len(prompts), sum(map(len, prompts)) + 1
     )
     assert max(rows * tokens for rows, tokens in read) <= 64
+
+
+def test_caches_together_never_take_more_than_there_is(
+    source: Path, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of a batch, whose predecessor is gone, and one of a shared beginning."""
+    model = load_variant("rope", source, 1, context=512)
+    one = (500 + NEW) * cache_bytes(model.config, 4)
+    monkeypatch.setattr("eval.generation.free_bytes", lambda device: 3 * one)
+    made, of = [], RoomyCache.of
+
+    def watched(model: PreTrainedModel, rows: int, capacity: int) -> RoomyCache:
+        cache = of(model, rows, capacity)
+        made.append(weakref.ref(cache))
+        alive = [layer for each in made if each() is not None for layer in each().layers]
+        assert sum(layer.room.nbytes for layer in alive) <= 3 * one
+        return cache
+
+    monkeypatch.setattr(RoomyCache, "of", watched)
+    given = {"new_tokens": NEW, "batch_tokens": 4096, "stop": lambda index, tokens: len(tokens) > index}
+    assert len(list(generate(model, prompts[:5], **given))) == 3
+    assert len(made) == 4  # one of them the trunk's
+
+
+def test_rows_are_dropped_layer_by_layer() -> None:
+    layers = [RoomyLayer(torch.arange(2 * 3 * 4, dtype=torch.float32).view(2, 3, 1, 4, 1) + n, 2) for n in (0, 100)]
+    before = [layer.room.clone() for layer in layers]
+    cache = RoomyCache(layers)
+    cache.keep(torch.tensor([2, 0]))
+    for layer, room in zip(cache.layers, before, strict=True):
+        assert torch.equal(layer.room, room[:, [2, 0]]) and torch.equal(layer.keys, room[0, [2, 0], :, :2])
 
 
 def test_batches_hold_one_length_and_neighbours_begin_alike() -> None:

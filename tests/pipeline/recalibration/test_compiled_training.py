@@ -26,9 +26,13 @@ def test_compiled_layers_train_as_transformers_does(
     reference: Callable[..., dict[str, Any]],
     tmp_path: Path,
 ) -> None:
-    """TP 2 x DP 2, where graphs end at the communication; biases, padded heads; layers are looked into on the way."""
+    """TP 2 x DP 2, where graphs end at the communication; biases, padded heads; layers are looked into on the way.
+
+    Norms see a part of every row, and their gradients are summed within the graph.
+    """
     wanted = reference(models["qwen2"], shards, tmp_path / "rows", weight_decay=0.1)
-    config = settings(layers="compiled", weight_decay=0.1, zero_stage=2, layer_numbers_every=3)
+    changes = {"weight_decay": 0.1, "zero_stage": 2, "sequence_parallel": True, "layer_numbers_every": 3}
+    config = settings(layers="compiled", **changes)
     out = tmp_path / "out"
     lines = train(config, layouts["qwen2"], shards, out)[1:]
     assert [line["loss"] for line in lines] == pytest.approx(wanted["losses"], abs=1e-5)
