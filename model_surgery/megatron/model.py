@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -36,9 +37,15 @@ Layers = Literal["torch", "compiled", "transformer_engine"]
 """What layers are made of: torch's functions, the same fused by its compiler, or Transformer Engine's modules."""
 
 
-def start_parallel(tensor_parallel: int) -> None:
-    """Makes Megatron-core's process groups; torch.distributed must be initialised, world size a multiple of TP."""
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_parallel)
+def start_parallel(tensor_parallel: int, timeout: timedelta = timedelta(minutes=30)) -> None:
+    """Makes Megatron-core's process groups; torch.distributed must be initialised, world size a multiple of TP.
+
+    timeout: of their communication, rounded up to minutes.
+    """
+    minutes = -(-timeout // timedelta(minutes=1))
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor_parallel, distributed_timeout_minutes=minutes
+    )
 
 
 def build_model(

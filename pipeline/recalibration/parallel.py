@@ -42,4 +42,4 @@ def start_processes(job: Job) -> None:
     # The watch on all ranks ends the job first, and says why.
     timeout = timedelta(seconds=2 * config.hang_seconds + _STARTING_SECONDS)
     deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
-    start_parallel(job.tensor_parallel)
+    start_parallel(job.tensor_parallel, timeout)

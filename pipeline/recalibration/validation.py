@@ -18,6 +18,9 @@ from pipeline.recalibration.measured import Measured
 from pipeline.recalibration.recall_probe import probe_rows, recalled
 
 _PARTS = 16
+_LOGIT_BYTES = 2 << 30
+_BYTES_OF_A_LOGIT = 8
+"""In the precision of the model, and once more in fp32."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Validation:
         """Rows of every length; the shards lie in `folder`, and `validation_check.check_validation` must have passed.
 
         At the training length they are the `validation` rows of `build_rows`. Of longer ones there are as many as make
-        about as many tokens; so many fewer go through the model at once.
+        about as many tokens.
         """
         lengths = []
         for multiple in config.validation_lengths:
@@ -52,7 +55,7 @@ class Validation:
             probes = None
             if config.recall_samples:
                 probes = probe_rows(rows, samples=config.recall_samples, eos_id=shards.eos_id, seed=config.seed)
-            lengths.append(Length(multiple, rows, probes, max(1, config.micro_batch // multiple)))
+            lengths.append(Length(multiple, rows, probes, rows_at_once(config, shards, multiple)))
         return cls(tuple(lengths), device)
 
     def measure(self, engine: deepspeed.DeepSpeedEngine, progress: Callable[[], None] = lambda: None) -> Measured:
@@ -99,6 +102,16 @@ class Validation:
                 total += found.sum()
         torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
         return total.item() / len(length.probes)
+
+
+def rows_at_once(config: RecalibrationConfig, shards: ShardSet, multiple: int) -> int:
+    """Rows of so many times the training length that go through the model together: a micro batch, or fewer.
+
+    Training takes its loss in parts, validation from the logits of all tokens: they are what its memory is bounded by.
+    """
+    words = shards.vocab_size // parallel_state.get_tensor_model_parallel_world_size()
+    fitting = _LOGIT_BYTES // (multiple * shards.row_length * words * _BYTES_OF_A_LOGIT)
+    return max(1, min(config.micro_batch // multiple, fitting))
 
 
 def passes(count: int, micro_batch: int) -> Iterator[list[int]]:

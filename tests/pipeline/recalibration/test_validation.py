@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from pipeline.processes import torchrun
 from pipeline.recalibration import recall_probe
 from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.measured import Measured, read_validation, write_validation
-from pipeline.recalibration.validation import held_out_rows, position_sums
+from pipeline.recalibration.validation import held_out_rows, position_sums, rows_at_once
 from pipeline.recalibration.validation_check import check_validation
 from tests.pipeline.recalibration.induction import VOCAB, write_induction_model
 
@@ -283,3 +284,19 @@ def compare_update(
     optimizer.step()
     with torch.no_grad():
         assert found == pytest.approx(reference.mean(held_out).item(), abs=2e-5)
+
+
+def test_logits_of_a_pass_are_bounded(
+    settings: Callable[..., RecalibrationConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most 2 GiB of this rank's words, in 8 bytes each, and never less than a row."""
+    monkeypatch.setattr("megatron.core.parallel_state.get_tensor_model_parallel_world_size", lambda: 2)
+    config = settings(micro_batch=64, batch=128)
+    for vocab, length, multiple, rows in (
+        (96, 32, 1, 64),
+        (96, 32, 4, 16),
+        (49152, 2048, 1, 5),
+        (151936, 2048, 1, 1),
+        (151936, 2048, 8, 1),
+    ):
+        assert rows_at_once(config, SimpleNamespace(vocab_size=vocab, row_length=length), multiple) == rows
