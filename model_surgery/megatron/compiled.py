@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from model_surgery.megatron.output_layer import loss_and_gradient
+from model_surgery.megatron.qk_norm import FullWidthNorm
 
 
 class CompiledLayer(TransformerLayer):
@@ -20,6 +21,13 @@ class CompiledLayer(TransformerLayer):
     In evaluation, whose rows have other lengths, and where a hook looks into its attention, it is torch's: each would
     be compiled anew.
     """
+
+    def __init__(self, *arguments: Any, **others: Any) -> None:
+        super().__init__(*arguments, **others)
+        if self.config.tensor_model_parallel_size > 1:
+            for norm in (self.self_attention.q_layernorm, self.self_attention.k_layernorm):
+                if isinstance(norm, FullWidthNorm):  # sums over ranks in place within, which the compiler cannot trace
+                    norm.forward = torch.compiler.disable(norm.forward)
 
     def forward(self, hidden_states: Tensor, **others: Any) -> tuple[Tensor, None]:
         """[length, batch, hidden] -> the same, and Megatron-core's unused context."""

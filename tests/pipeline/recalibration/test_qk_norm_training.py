@@ -32,18 +32,21 @@ def add_trained_norms(model: torch.nn.Module, shape: ModelShape, norms: dict[str
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "model", "zero_stage"),
+    ("kind", "model", "zero_stage", "layers"),
     [
-        ("full", "odd", 1),
-        pytest.param("full", "untied", 3, marks=pytest.mark.long),
-        ("per_head", "qwen2", 2),
-        pytest.param("per_head", "odd", 3, marks=pytest.mark.long),
+        ("full", "odd", 1, "torch"),
+        pytest.param("full", "odd", 1, "compiled", marks=pytest.mark.long),
+        pytest.param("full", "untied", 3, "torch", marks=pytest.mark.long),
+        ("per_head", "qwen2", 2, "torch"),
+        pytest.param("per_head", "qwen2", 2, "compiled", marks=pytest.mark.long),
+        pytest.param("per_head", "odd", 3, "torch", marks=pytest.mark.long),
     ],
 )
 def test_tp2_dp2_equals_single_process_reference(
     kind: str,
     model: str,
     zero_stage: int,
+    layers: str,
     models: dict[str, Path],
     shards: Path,
     settings: Callable[..., RecalibrationConfig],
@@ -66,7 +69,8 @@ def test_tp2_dp2_equals_single_process_reference(
 
     wanted = reference(source, shards, tmp_path / "rows", weight_decay=0.1, prepare=prepare)
     assert all((wanted["weights"][name] - norm).abs().max() > 1e-3 for name, norm in norms.items())
-    lines = train(settings(zero_stage=zero_stage, weight_decay=0.1), tmp_path / "layout", shards, tmp_path / "out")[1:]
+    config = settings(zero_stage=zero_stage, layers=layers, weight_decay=0.1)
+    lines = train(config, tmp_path / "layout", shards, tmp_path / "out")[1:]
     assert [line["loss"] for line in lines] == pytest.approx(wanted["losses"], abs=1e-5)
     assert [line["grad_norm"] for line in lines] == pytest.approx(wanted["grad_norms"], abs=1e-5)
     trained = Layout.load(tmp_path / "out" / "layout")
