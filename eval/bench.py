@@ -7,23 +7,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval import longbench
-from eval.answers import Question, score_answers
+from eval.answers.answers import Question, score_answers
+from eval.answers.journal import Journal, Record
 from eval.checks import Prepared, niah_inputs
 from eval.config import LENGTH_DEPENDENT, EvaluationConfig
-from eval.harness import score_harness
-from eval.journal import Journal, Record
-from eval.length_sweep import loss_at_length, mean_and_error
-from eval.lm_tasks import task_over
 from eval.models import Models
-from eval.niah.files import load_or_draw
-from eval.niah.scoring import string_match
-from eval.recall import sample_records, score_recall
-from eval.recall_samples import RecallSamples, recall_samples
-from eval.rescale import searched
 from eval.results import Curve, SampleValues, Score
+from eval.tasks import longbench
+from eval.tasks.harness import score_harness
+from eval.tasks.length_sweep import loss_at_length, mean_and_error
+from eval.tasks.lm_tasks import task_over
+from eval.tasks.niah.files import load_or_draw
+from eval.tasks.niah.scoring import string_match
+from eval.tasks.recall import sample_records, score_recall
+from eval.tasks.recall_samples import RecallSamples, recall_samples
 from eval.units import UNITS, Unit, UnitResult, harness_task
-from eval.variants import depends_on_factor, forget_lengths, load_variant
+from eval.variants.rescale import searched
+from eval.variants.variants import depends_on_factor, forget_lengths, load_variant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,10 +12,6 @@ import numpy as np
 from eval.config import EvaluationConfig, RecallConfig
 from eval.errors import EvaluationError
 from eval.files import digest_files, digest_text
-from eval.harness import read_items
-from eval.length_sweep import rows_at
-from eval.longbench import load_items
-from eval.longrope2 import read_factors
 from eval.models import (
     Models,
     head_dim_of,
@@ -28,11 +24,15 @@ from eval.models import (
     role_of,
     tokenizer_digest,
 )
-from eval.niah.samples import draw_samples
-from eval.niah.tasks import TASKS
-from eval.niah.words import read_essays
-from eval.recall_samples import load_words, recall_samples
+from eval.tasks.harness import read_items
+from eval.tasks.length_sweep import rows_at
+from eval.tasks.longbench import load_items
+from eval.tasks.niah.samples import draw_samples
+from eval.tasks.niah.tasks import TASKS
+from eval.tasks.niah.words import read_essays
+from eval.tasks.recall_samples import load_words, recall_samples
 from eval.tokens import count_tokens, open_prefixes, read_tokens
+from eval.variants.longrope2 import read_factors
 from eval.vocabulary import require_vocabulary_of
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Memory of an evaluation, from the model's sizes and the settings alone: an estimate, stated as such.
 
-By the code of transformers' Llama block, which eval/forward.py and eval/generation.py run without gradients: of one
-layer at a time, since what a layer makes is let go with it. Assumed: attention by a kernel of torch's
+By the code of transformers' Llama block, which eval/tasks/forward.py and eval/answers/generation.py run without
+gradients: of one layer at a time, since what a layer makes is let go with it. Assumed: attention by a kernel of torch's
 scaled_dot_product_attention that forms no scores (flash or memory-efficient). Not in it: what CUDA and the allocator
 keep for themselves, one or two GiB, and lm-eval's logits of a batch of items, whose lengths only the items tell.
 """
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from eval.config import LENGTH_DEPENDENT, EvaluationConfig
 from eval.errors import EvaluationError
-from eval.forward import LOGIT_ELEMENTS
 from eval.models import head_dim_of
+from eval.tasks.forward import LOGIT_ELEMENTS
 from eval.units import Family, rows_of
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _of_generation(sizes: Sizes, config: EvaluationConfig, factor: int, length: 
     """One prompt of `length` tokens: more of them, and the beginnings that they share, only where there is room.
 
     A prompt is read in pieces of batch_tokens but for variants that must read it whole. For a later piece a GPU is
-    given the grouped keys and values of a layer repeated for their queries (eval/piece_attention.py).
+    given the grouped keys and values of a layer repeated for their queries (eval/answers/piece_attention.py).
     """
     value, pieces = _VALUE[config.dtype], [name for name in config.variants if name not in LENGTH_DEPENDENT]
     read = length if len(pieces) < len(config.variants) else min(length, config.batch_tokens)

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from eval.answers.journal import Record
 from eval.bench import Bench
 from eval.checks import Prepared, check, niah_inputs, prepare
 from eval.config import EvaluationConfig
 from eval.errors import EvaluationError
 from eval.files import disk_errors, write_atomic
-from eval.journal import Record
 from eval.memory import Sizes, device_bytes, evaluation_memory, require_memory
 from eval.models import Models, read_config, role_of
-from eval.niah.files import NIAH, NIAH_ENDINGS
-from eval.recall_samples import load_words
 from eval.results import RESULTS, TABLE, Results
+from eval.tasks.niah.files import NIAH, NIAH_ENDINGS
+from eval.tasks.recall_samples import load_words
 from eval.units import UNITS, Unit, UnitResult, curves_of, keep, kept, plan_units, scores_of, unit_digest, values_of
 
 __all__ = ["Models", "check", "check_merge", "run", "run_task"]

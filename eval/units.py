@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from eval.config import EvaluationConfig, HarnessTask, Variant
 from eval.files import digest_text, write_atomic
 from eval.results import SCHEMA_VERSION, Curve, SampleValues, Score
-from eval.variants import canonical, depends_on_factor
+from eval.variants.variants import canonical, depends_on_factor
 
 log = logging.getLogger(__name__)
 

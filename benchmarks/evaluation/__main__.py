@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.data_prep import machine, measure
 from benchmarks.evaluation import inputs
 from eval.config import NIAH_TASKS
-from eval.niah.scoring import string_match
+from eval.tasks.niah.scoring import string_match
 
 _WAYS = ("ours", "lm-eval")
 

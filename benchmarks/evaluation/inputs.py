@@ -13,9 +13,9 @@ import torch
 from eval.config import NiahConfig
 from eval.files import digest_text
 from eval.models import load_tokenizer, tokenizer_digest
-from eval.niah.files import load_or_draw
-from eval.niah.tasks import TASKS
-from eval.niah.words import read_essays
+from eval.tasks.niah.files import load_or_draw
+from eval.tasks.niah.tasks import TASKS
+from eval.tasks.niah.words import read_essays
 
 MODELS: dict[str, dict[str, int]] = {
     "tinystories-656k": {},

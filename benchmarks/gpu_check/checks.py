@@ -133,7 +133,7 @@ def long_answers(of: ModelShape, tokens: int, device: torch.device) -> Facts:
     """Seconds and memory of one answer of 32 tokens to a prompt of so many, by transformers' SmolLM3 as evaluated."""
     from transformers import AutoModelForCausalLM, SmolLM3Config
 
-    from eval.generation import generate
+    from eval.answers.generation import generate
 
     config = SmolLM3Config(
         vocab_size=of.vocab, hidden_size=of.hidden, intermediate_size=of.ffn, num_hidden_layers=of.layers,

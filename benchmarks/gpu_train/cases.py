@@ -5,9 +5,9 @@ from typing import Any
 
 from model_surgery.known_models import KNOWN_MODELS
 from model_surgery.shape import ModelShape
-from pipeline.memory import training_memory
-from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.recalibration.memory import training_memory
 from pipeline.recalibration.ranks import USABLE
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 _TINY = ModelShape(
     model_type="llama", layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=160, vocab=512, context=128,

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from benchmarks.guard.plot import Run, draw
 from model_surgery.files import write_text
-from pipeline import run_local
 from pipeline.errors import BAD_INPUT, StageFailed
 from pipeline.recalibration.metrics import read_events, read_metrics
-from pipeline.recipe import load_recipe
+from pipeline.recipe.recipe import load_recipe
+from pipeline.runs import local as run_local
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
 STAGES = ("data", "surgery", "recalibration")

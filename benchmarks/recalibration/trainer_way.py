@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM, Trainer, TrainingArguments, default_d
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from benchmarks.recalibration.job import BETAS, EPS, GRADIENT_CLIP, LR, Job, write_peak
-from pipeline.processes import die_with_parent
+from pipeline.launch.processes import die_with_parent
 
 
 class IdentityRotation(LlamaAttention):

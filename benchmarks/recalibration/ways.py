@@ -13,10 +13,10 @@ from benchmarks.recalibration.cases import Case, Run
 from benchmarks.recalibration.inputs import Inputs
 from benchmarks.recalibration.job import BETAS, EPS, GRADIENT_CLIP, LR, Job, read_peaks
 from pipeline.errors import StageFailed
-from pipeline.processes import torchrun
+from pipeline.launch.processes import torchrun
 from pipeline.recalibration import job as recalibration
-from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.metrics import read_metrics
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 
 def ours(case: Case, inputs: Inputs, out_dir: Path, *, module: str = "our_way", **settings: object) -> None:

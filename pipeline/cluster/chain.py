@@ -10,7 +10,7 @@ from pipeline.cluster.folder import JobsFolder
 from pipeline.cluster.parts import TRAININGS, Part
 from pipeline.cluster.spread import usable_slots
 from pipeline.errors import RecipeError
-from pipeline.recipe import Recipe
+from pipeline.recipe.recipe import Recipe
 from slurm.job import Job
 from slurm.profile import ClusterProfile, Resources
 
@@ -108,7 +108,7 @@ def recipe_copy(recipe: Recipe, folder: JobsFolder) -> Path:
 
 def write_recipe_copy(recipe: Recipe, folder: JobsFolder) -> Path:
     """Writes it there."""
-    from pipeline.recipe import write_recipe
+    from pipeline.recipe.recipe import write_recipe
 
     path = recipe_copy(recipe, folder)
     if not path.is_file():

@@ -14,8 +14,8 @@ from typing import Any
 from pipeline.cluster.head import GATHERING_SECONDS, network_environment
 from pipeline.cluster.wire import Wire
 from pipeline.errors import StageFailed
-from pipeline.processes import Torchrun, running
-from pipeline.signals import wait_and_pass_on
+from pipeline.launch.processes import Torchrun, running
+from pipeline.launch.signals import wait_and_pass_on
 from slurm.step import Step
 
 log = logging.getLogger(__name__)

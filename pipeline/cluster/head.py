@@ -12,8 +12,8 @@ from typing import Any
 from pipeline.cluster.spread import ranks_of_nodes
 from pipeline.cluster.wire import Wire, free_port, interface_of
 from pipeline.errors import RecipeError, StageFailed
-from pipeline.processes import Failure, Torchrun, running
-from pipeline.signals import wait_and_pass_on
+from pipeline.launch.processes import Failure, Torchrun, running
+from pipeline.launch.signals import wait_and_pass_on
 from slurm.step import Step
 
 log = logging.getLogger(__name__)

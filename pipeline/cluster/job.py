@@ -10,14 +10,14 @@ from typing import Literal
 from pipeline.cluster.folder import Attempt, Attempts, JobsFolder
 from pipeline.cluster.nodes import exclude, suspects, versions
 from pipeline.cluster.parts import TRAININGS
-from pipeline.cluster.progress import progress
 from pipeline.cluster.spread import fitting_data_parallel, usable_slots
 from pipeline.errors import BAD_INPUT, REQUEUE, OutOfTime, RecipeError, StageFailed, Stopped, exit_code
-from pipeline.manifest import MANIFEST_FILE, now
-from pipeline.patience import patiently, seen
-from pipeline.recipe import Recipe
-from pipeline.signals import stopped_by_signals
-from pipeline.stages import Stage, stages_of
+from pipeline.launch.patience import patiently, seen
+from pipeline.launch.signals import stopped_by_signals
+from pipeline.recipe.recipe import Recipe
+from pipeline.runs.manifest import MANIFEST_FILE, now
+from pipeline.stages.order import Stage, stages_of
+from pipeline.stages.progress import progress
 from slurm.step import Step, node_names
 
 log = logging.getLogger(__name__)
@@ -75,13 +75,13 @@ def run_job(recipe: Recipe, work: Work) -> int:
 
 def do(recipe: Recipe, work: Work, step: Step) -> None:
     """A stage, or its tasks or merge, on this node alone."""
-    from pipeline import data_tasks, evaluation_tasks
+    from pipeline.stages import data_tasks, evaluation_tasks
 
     tasks = {"data": data_tasks, "evaluation": evaluation_tasks}.get(work.stage)
     if work.does == "tasks":
         tasks.run_task(recipe, (step.task or 0) + work.offset, work.of)
         return
-    from pipeline.run_local import run  # brings torch, which a thousand tasks of data do without
+    from pipeline.runs.local import run  # brings torch, which a thousand tasks of data do without
 
     if work.does == "merge":
         try:
@@ -97,7 +97,7 @@ def do(recipe: Recipe, work: Work, step: Step) -> None:
 def train(recipe: Recipe, work: Work, step: Step, folder: JobsFolder) -> None:
     """A training on all nodes of the job."""
     from pipeline.cluster.head import Head
-    from pipeline.run_local import run
+    from pipeline.runs.local import run
 
     per_node = usable_slots(work.per_node, recipe.surgery.tensor_parallel)
     head = Head(step, token=folder.token, per_node=per_node, versions=versions())

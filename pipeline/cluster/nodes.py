@@ -15,7 +15,7 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 
 def versions() -> dict[str, str]:
     """What must be the same on all nodes of a training."""
-    from pipeline.manifest import environment
+    from pipeline.runs.manifest import environment
 
     driver = _DRIVER.read_text().splitlines()[0] if _DRIVER.is_file() else "unknown"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import RecipeError
-from pipeline.recipe import Recipe
-from pipeline.stages import Stage, stages_of
+from pipeline.recipe.recipe import Recipe
+from pipeline.stages.order import Stage, stages_of
 from slurm.profile import ClusterProfile
 
 ARRAYS = ("data", "evaluation")

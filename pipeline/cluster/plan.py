@@ -6,9 +6,9 @@ from typing import Any
 
 from pipeline.cluster.chain import resources_of
 from pipeline.cluster.parts import TRAININGS, parts_of
-from pipeline.plan import Plan
-from pipeline.recipe import Recipe
-from pipeline.stages import stages_of
+from pipeline.recipe.recipe import Recipe
+from pipeline.stages.order import stages_of
+from pipeline.tools.plan import Plan
 from slurm.profile import ClusterProfile, seconds_of
 
 

@@ -4,8 +4,8 @@ import difflib
 from pathlib import Path
 
 from pipeline.errors import RecipeError
-from pipeline.stages import STAGES
-from pipeline.yaml_files import read_yaml, validated
+from pipeline.recipe.yaml_files import read_yaml, validated
+from pipeline.stages.order import STAGES
 from slurm.profile import ClusterProfile
 
 CLUSTERS = Path(__file__).resolve().parents[2] / "clusters"

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from pipeline.cluster.folder import Attempt, JobNames, JobsFolder, Submitted
 from pipeline.errors import RecipeError
-from pipeline.manifest import Manifest
 from pipeline.recalibration.metrics import read_metrics
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.run_folder import RECIPE_FILE
-from pipeline.stages import stages_of
+from pipeline.recipe.recipe import Recipe, load_recipe
+from pipeline.runs.folder import RECIPE_FILE
+from pipeline.runs.manifest import Manifest
+from pipeline.stages.order import stages_of
 from slurm import client
 from slurm.client import JobState
 

@@ -11,12 +11,12 @@ from pipeline.cluster.folder import JobNames, JobsFolder, Submitted
 from pipeline.cluster.lock import only_one
 from pipeline.cluster.nodes import readmit
 from pipeline.cluster.parts import TRAININGS, Part, parts_of, stages_between
-from pipeline.cluster.undone import undone_tasks
 from pipeline.errors import RecipeError
-from pipeline.manifest import now
-from pipeline.recipe import Recipe
-from pipeline.run_folder import LOCK_FILE, is_complete, refuse_foreign_folder
-from pipeline.stages import Stage, stages_of
+from pipeline.recipe.recipe import Recipe
+from pipeline.runs.folder import LOCK_FILE, is_complete, refuse_foreign_folder
+from pipeline.runs.manifest import now
+from pipeline.stages.order import Stage, stages_of
+from pipeline.stages.undone import undone_tasks
 from slurm import client
 from slurm.client import JobState
 from slurm.job import Job, ranges
@@ -271,8 +271,8 @@ def _checked(recipe: Recipe, profile: ClusterProfile, first: str | None, last: s
 
     Raises: RecipeError and the packages' own errors.
     """
-    from eval.hub import offline
-    from pipeline.checks import check_recipe
+    from eval.tasks.hub import offline
+    from pipeline.stages.checks import check_recipe
 
     stages = stages_between(recipe, first, last)
     with offline():  # as the jobs will be
@@ -287,7 +287,7 @@ def _checked(recipe: Recipe, profile: ClusterProfile, first: str | None, last: s
 
 def _refuse_absent(recipe: Recipe) -> None:
     """Raises: RecipeError if the jobs, which have no network, would lack something that the Hub has."""
-    from pipeline import fetch
+    from pipeline.tools import fetch
 
     absent = [state for state in fetch.listing(recipe) if state.lack is not None and not state.asset.optional]
     if of_hub := [state for state in absent if state.asset.repository]:

@@ -16,8 +16,8 @@ def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def load(recipe: Path, overrides: tuple[str, ...]) -> Any:
-    """The recipe with its overrides (a `pipeline.recipe.Recipe`)."""
-    from pipeline.recipe import load_recipe
+    """The recipe with its overrides (a `pipeline.recipe.recipe.Recipe`)."""
+    from pipeline.recipe.recipe import load_recipe
 
     return load_recipe(recipe, overrides)
 
@@ -25,7 +25,7 @@ def load(recipe: Path, overrides: tuple[str, ...]) -> Any:
 def run_stages(recipe: Path, overrides: tuple[str, ...], only: tuple[str, ...]) -> None:
     """Runs the stages (those named in `only`) on this machine and names the page, if there is one."""
     loaded = load(recipe, overrides)
-    from pipeline.run_local import run  # brings torch, which a mistake in the recipe need not wait for
+    from pipeline.runs.local import run  # brings torch, which a mistake in the recipe need not wait for
 
     run(loaded, only)
     page = loaded.folder / "report" / "report.html"

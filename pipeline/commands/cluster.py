@@ -49,7 +49,7 @@ def submit(
 
 
 def submit_chain(recipe: Any, cluster: str, *, first: str | None = None, last: str | None = None) -> None:
-    """Submits a recipe (a `pipeline.recipe.Recipe`) and says what was, and where to look."""
+    """Submits a recipe (a `pipeline.recipe.recipe.Recipe`) and says what was, and where to look."""
     from pipeline.cluster import submit as submitting
     from pipeline.cluster.profiles import load_profile
 

@@ -34,7 +34,7 @@ def run(recipe: Path, overrides: tuple[str, ...], only: tuple[str, ...]) -> None
 def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool, cluster: str | None) -> None:
     """Show what would run: steps, tokens, memory per GPU, GPU-hours, disk; nothing is written."""
     loaded = load(recipe, overrides)
-    from pipeline.plan import make_plan
+    from pipeline.tools.plan import make_plan
 
     if cluster is None:
         made = make_plan(loaded)
@@ -72,7 +72,7 @@ def fetch(recipe: Path, overrides: tuple[str, ...], listed: bool, as_json: bool)
     that is nothing. Paths are not copied, only looked for.
     """
     loaded = load(recipe, overrides)
-    from pipeline import fetch as fetching
+    from pipeline.tools import fetch as fetching
 
     if not listed and not as_json:
         click.echo(fetching.summary(fetching.fetch(loaded)))
@@ -112,7 +112,7 @@ def prepare_data(
     if task is None and not merge:
         run_stages(recipe, given, ("data",))
         return
-    from pipeline import data_tasks
+    from pipeline.stages import data_tasks
 
     loaded = load(recipe, given)
     if task is not None and of is not None:
@@ -129,7 +129,7 @@ def _stage_command(name: str, stage: str, text: str) -> click.Command:
         if step is None:
             run_stages(recipe, given, (stage,))
             return
-        from pipeline.snapshot import export_step
+        from pipeline.tools.snapshot import export_step
 
         click.echo(f"model: {export_step(load(recipe, given), step).resolve()}")
 
@@ -164,7 +164,7 @@ def evaluate(recipe: Path, overrides: tuple[str, ...], task: int | None, of: int
     if task is None and not merge:
         run_stages(recipe, overrides, ("evaluation",))
         return
-    from pipeline import evaluation_tasks
+    from pipeline.stages import evaluation_tasks
 
     loaded = load(recipe, overrides)
     if task is not None and of is not None:

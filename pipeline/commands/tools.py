@@ -24,7 +24,7 @@ def probe(recipe: Path, overrides: tuple[str, ...], length: int | None, seed: in
     there is one; on a constant sequence, on one with more and more noise, and on the run's held-out text. Writes
     probes.svg, probes.csv and probes.json to probes/ in the run's folder.
     """
-    from pipeline import probe as probing
+    from pipeline.tools import probe as probing
 
     loaded = load(recipe, overrides)
     click.echo(probing.summary(probing.probe(loaded, length=length, seed=seed)))
@@ -88,7 +88,7 @@ def tune_scale(
     longest length evaluated, on held-out text, from the tuned beta on and with all weights frozen, and always
     multiplied into weights.
     """
-    from pipeline import tune_scale as tuning
+    from pipeline.tools import tune_scale as tuning
 
     loaded = load(recipe, overrides)
     options = {"steps": steps, "tokens": tokens, "samples": samples}
@@ -105,7 +105,7 @@ def tune_scale(
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 def inspect(path: Path, verify: bool, as_json: bool) -> None:
     """Say what PATH is: shards, layout, checkpoint, stage or run, with its facts."""
-    from pipeline.inspect import inspect_path
+    from pipeline.tools.inspect import inspect_path
 
     facts = inspect_path(path, verify=verify)
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(map(_fact, facts, facts.values())))
@@ -130,7 +130,7 @@ def reshard(path: Path, tensor_parallel: int, out: Path) -> None:
     The new checkpoint holds the weights and the optimizer's state in fp32, with digests and no pickle, for any ranks. A
     run needs none of this to go on with other ranks: change surgery.tensor_parallel or recalibration.data_parallel.
     """
-    from pipeline.reshard import reshard as write
+    from pipeline.tools.reshard import reshard as write
 
     click.echo(write(path, tensor_parallel=tensor_parallel, out_dir=out))
 
@@ -139,7 +139,7 @@ def reshard(path: Path, tensor_parallel: int, out: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(as_json: bool) -> None:
     """Say what of the stack works on this machine: compiler, GPU, Transformer Engine, NCCL, SLURM."""
-    from pipeline.doctor import examine
+    from pipeline.tools.doctor import examine
 
     findings = examine()
     if as_json:

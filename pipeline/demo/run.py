@@ -7,7 +7,7 @@ from model_surgery.files import write_json
 from pipeline.demo.corpus import FOODS, NAMES, write_parquet
 from pipeline.demo.start import write_random_model
 from pipeline.errors import RecipeError
-from pipeline.recipe import load_recipe
+from pipeline.recipe.recipe import load_recipe
 
 ROOT = Path(pipeline.__file__).resolve().parents[1]
 MODEL = ROOT / "pipeline" / "demo" / "model"

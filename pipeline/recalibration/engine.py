@@ -8,10 +8,10 @@ from deepspeed.utils import logger as deepspeed_logger
 
 from model_surgery.layout import Layout
 from model_surgery.megatron.model import build_model, load_slices
-from pipeline.memory import REDUCE_BUCKET
-from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.layer_choice import PLAIN, LayerChoice
+from pipeline.recalibration.memory import REDUCE_BUCKET
 from pipeline.recalibration.parallel import ModelParallelUnit
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from pipeline.recalibration.checkpoints import folders
 from pipeline.recalibration.checkpoints.state import readable_state
-from pipeline.recalibration.config import GuardConfig
 from pipeline.recalibration.guard.rollbacks import Rollback, decide, recurs, why_stop, write_rollbacks
 from pipeline.recalibration.job import End, Job
 from pipeline.recalibration.metrics import Metrics
+from pipeline.recipe.recalibration import GuardConfig
 
 
 def go_back(job: Job, step: int, in_a_row: int, rollbacks: tuple[Rollback, ...], reason: str, metrics: Metrics) -> End:

@@ -10,7 +10,7 @@ from typing import Literal
 from model_surgery.megatron.te.settings import FILLED_HEAD_DIM, FP8
 from model_surgery.shape import ModelShape
 from pipeline.errors import RecipeError
-from pipeline.recalibration.config import FP8Config, RecalibrationConfig
+from pipeline.recipe.recalibration import FP8Config, RecalibrationConfig
 
 Layers = Literal["torch", "compiled", "transformer_engine"]
 _HOPPER, _BLACKWELL = (9, 0), (10, 0)

@@ -14,7 +14,6 @@ from data_prep.rows import build_rows
 from model_surgery.layout import Layout
 from pipeline.recalibration import going_back
 from pipeline.recalibration.batches import Batch, ReadAhead, micro_batches
-from pipeline.recalibration.config import FP8Config
 from pipeline.recalibration.exchange import Report, Reports, exchange
 from pipeline.recalibration.guard.rollbacks import Rollback, batch_of, lr_scale_of, read_rollbacks
 from pipeline.recalibration.guard.spikes import Guard
@@ -37,6 +36,7 @@ from pipeline.recalibration.start import Start, find_start, open_engine
 from pipeline.recalibration.stragglers import OwnTime
 from pipeline.recalibration.usage import memory_bytes
 from pipeline.recalibration.validation import Validation
+from pipeline.recipe.recalibration import FP8Config
 
 
 def train(job: Job) -> End:

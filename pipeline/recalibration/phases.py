@@ -8,7 +8,7 @@ from model_surgery.qk_norm import with_qk_norm
 from model_surgery.shape import ModelShape
 from pipeline.errors import RecipeError
 from pipeline.recalibration.checkpoints.state import State
-from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import os
 
 from model_surgery.shape import ModelShape
 from pipeline.errors import RecipeError
-from pipeline.memory import GIB, TrainingMemory, training_memory
-from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.recalibration.memory import GIB, TrainingMemory, training_memory
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 USABLE = 0.9
 """Share of a device's memory that an estimate may take; the rest is CUDA's, NCCL's and the allocator's."""
@@ -24,7 +24,7 @@ def resolve(
 
     data_parallel = auto: as many ranks as there are slots for and the batch divides by; one without slots.
     micro_batch = auto: the most rows whose estimated memory is below `USABLE` of a rank's. `slots` and `memory_bytes`
-    are those of `pipeline.machines.Machines`.
+    are those of `pipeline.launch.machines.Machines`.
 
     Raises: RecipeError if not even one row fits, or rows do not divide for sequence parallelism.
     """

@@ -6,13 +6,11 @@ from typing import Any, Literal
 
 from data_prep.artifact import ShardSet
 from model_surgery.layout import LAYOUT_FILE, Layout
-from pipeline.disk import explained_full_disk
 from pipeline.errors import BAD_INPUT, RecipeError, StageFailed, Stopped
-from pipeline.machines import THIS_MACHINE, Machines
+from pipeline.launch.machines import THIS_MACHINE, Machines
 from pipeline.recalibration.checkpoints.folders import complete, remove_incomplete
 from pipeline.recalibration.checkpoints.intact import damage
 from pipeline.recalibration.checkpoints.state import readable_state
-from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.history import continued_from
 from pipeline.recalibration.job import End, Job
 from pipeline.recalibration.layer_agreement import this_device
@@ -24,6 +22,8 @@ from pipeline.recalibration.ranks import resolve
 from pipeline.recalibration.schedule import check_schedule
 from pipeline.recalibration.validation_check import check_validation
 from pipeline.recalibration.wandb_sync import check_wandb
+from pipeline.recipe.recalibration import RecalibrationConfig
+from pipeline.runs.disk import explained_full_disk
 
 log = logging.getLogger(__name__)
 WORKER = "pipeline.recalibration.worker"

@@ -3,7 +3,7 @@
 import math
 
 from pipeline.errors import RecipeError
-from pipeline.recalibration.config import RecalibrationConfig, ScheduleConfig
+from pipeline.recipe.recalibration import RecalibrationConfig, ScheduleConfig
 
 _WARMUP_STEPS = 100
 

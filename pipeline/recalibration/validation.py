@@ -13,9 +13,9 @@ from data_prep.artifact import ShardSet
 from data_prep.rows import RowDataset, build_rows
 from model_surgery.megatron.model import token_losses
 from pipeline.recalibration.batches import read_rows
-from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.measured import Measured
 from pipeline.recalibration.recall_probe import probe_rows, recalled
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 _PARTS = 16
 _LOGIT_BYTES = 2 << 30

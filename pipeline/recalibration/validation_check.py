@@ -2,8 +2,8 @@
 
 from data_prep.artifact import ShardSet
 from pipeline.errors import RecipeError
-from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.recall_probe import SEQUENCE, SHORTEST_ROW
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 
 def check_validation(config: RecalibrationConfig, shards: ShardSet) -> None:

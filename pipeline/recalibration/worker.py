@@ -8,7 +8,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from model_surgery.megatron.cpu import forgo_compiler_if_no_gpu
 from pipeline.errors import BAD_INPUT
-from pipeline.processes import die_with_parent
+from pipeline.launch.processes import die_with_parent
 
 
 @record

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from eval.results import Results
-from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.recipe.recalibration import RecalibrationConfig
 from pipeline.report import depth, needles, plots, training_plots
 from pipeline.report.inputs import RunData
 from pipeline.report.measures import NEEDLES

@@ -8,9 +8,9 @@ from eval.results import RESULTS, Results
 from eval.units import cells_of
 from model_surgery.files import file_digest
 from pipeline.errors import RecipeError
-from pipeline.manifest import Manifest
-from pipeline.recipe import Recipe
-from pipeline.stages import stages_of
+from pipeline.recipe.recipe import Recipe
+from pipeline.runs.manifest import Manifest
+from pipeline.stages.order import stages_of
 
 Metrics = list[dict[str, Any]]
 """Lines of metrics.jsonl: numbers by name, None where one was not finite, lists where there is one for every layer."""

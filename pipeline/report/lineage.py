@@ -4,8 +4,8 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from pipeline.manifest import Manifest
 from pipeline.report.tables import to_csv
+from pipeline.runs.manifest import Manifest
 
 _SHORT = 12
 

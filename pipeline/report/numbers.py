@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.recipe import Recipe
+from pipeline.recipe.recipe import Recipe
 from pipeline.report.inputs import RunData
 from pipeline.report.lineage import duration
 from pipeline.report.tables import to_csv

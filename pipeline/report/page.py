@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from eval.results import Results
 from model_surgery.files import atomic_path
-from pipeline.recipe import Recipe
+from pipeline.recipe.recipe import Recipe
 from pipeline.report import tables
 from pipeline.report.claims import all_claims, summary
 from pipeline.report.comparison import Comparisons, comparisons

@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.probe_run import Layer, ProbeResults, Sequence, measure
+from eval.probes.run import Layer, ProbeResults, Sequence, measure
 from pipeline.report.plots import Drawing, render, styled
 
 _LOOKS = {

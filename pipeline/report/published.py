@@ -9,7 +9,7 @@ from typing import get_args
 from eval.config import Variant, nearest
 from eval.results import Results
 from pipeline.errors import RecipeError
-from pipeline.recipe import Recipe
+from pipeline.recipe.recipe import Recipe
 from pipeline.report.measures import measure
 from pipeline.report.tables import to_csv
 from pipeline.report.variants import LOOKS

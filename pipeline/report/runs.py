@@ -8,7 +8,7 @@ from typing import Any
 from eval.config import Variant
 from eval.results import Results
 from pipeline.errors import RecipeError
-from pipeline.recipe import load_recipe
+from pipeline.recipe.recipe import load_recipe
 from pipeline.report.claims import our_variant
 from pipeline.report.inputs import RunData, read_run
 from pipeline.report.measures import Measure, measure

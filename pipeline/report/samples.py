@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.config import EvaluationConfig
-from eval.niah.tasks import TASKS
+from eval.tasks.niah.tasks import TASKS
 from eval.units import Family, Unit, rows_of, task_settings
 from pipeline.report.runs import Run
 

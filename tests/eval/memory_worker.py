@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import eval.generation
-from eval.forward import token_losses
-from eval.generation import generate
+import eval.answers.generation
+from eval.answers.generation import generate
+from eval.tasks.forward import token_losses
 from tests.process_memory import begin_peak_anew, resident
 
 BATCH_TOKENS = 512
@@ -48,7 +48,7 @@ def read(model: LlamaForCausalLM, rows: np.ndarray, generated: bool) -> None:
         token_losses(model, rows, rows.size)
         return
     settings = {"new_tokens": 1, "batch_tokens": BATCH_TOKENS, "stop": lambda index, tokens: True}
-    eval.generation.free_bytes = lambda device: 0  # as little as there can be: nothing but the prompt itself
+    eval.answers.generation.free_bytes = lambda device: 0  # as little as there can be: nothing but the prompt itself
     list(generate(model, rows[:, :-1].tolist(), **settings))
 
 

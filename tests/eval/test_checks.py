@@ -117,7 +117,7 @@ def test_export_that_still_rotates(models: Models, tmp_path: Path) -> None:
 def test_every_export_is_accepted(norms: str, wanted: str, models: Models, tmp_path: Path) -> None:
     """Scored without positions it is a drope; with RoPE kept it is refused as one, and a control all the same."""
     from eval.models import read_config, require_no_rope, require_rope
-    from eval.variants import load_variant
+    from eval.variants.variants import load_variant
     from model_surgery import export
     from model_surgery.config import ExportConfig, SurgeryConfig
     from model_surgery.convert import convert

@@ -32,8 +32,8 @@ def test_help_answers_at_once_and_names_every_command(drope: Any) -> None:
     ("modules", "without"),
     [
         ("pipeline.cli", ("torch", "transformers", "pydantic")),
-        ("pipeline.recipe", ("torch", "transformers")),
-        ("pipeline.run_local, pipeline.plan", ("megatron", "deepspeed", "transformers")),
+        ("pipeline.recipe.recipe", ("torch", "transformers")),
+        ("pipeline.runs.local, pipeline.tools.plan", ("megatron", "deepspeed", "transformers")),
     ],
 )
 def test_commands_import_nothing_that_they_do_not_need(modules: str, without: tuple[str, ...]) -> None:
@@ -51,7 +51,7 @@ def test_doctor_finds_the_stack_whole(drope: Any) -> None:
 
 
 def test_doctor_says_what_a_missing_compiler_needs(monkeypatch: Any, tmp_path: Any) -> None:
-    from pipeline.doctor import compiler
+    from pipeline.tools.doctor import compiler
 
     monkeypatch.setenv("PATH", str(tmp_path))
     finding = compiler()
@@ -60,7 +60,7 @@ def test_doctor_says_what_a_missing_compiler_needs(monkeypatch: Any, tmp_path: A
 
 def test_doctor_says_what_of_transformer_engine_works(monkeypatch: Any) -> None:
     from model_surgery.megatron.te import availability
-    from pipeline import doctor
+    from pipeline.tools import doctor
 
     assert doctor.transformer_engine().state == "absent"
     assert "needs Transformer Engine and a GPU" in doctor.fp8_attention().detail

@@ -6,7 +6,7 @@ from model_surgery.errors import SurgeryError
 from model_surgery.files import file_digest
 from model_surgery.layout import Layout, damaged_tensors
 from pipeline.errors import RecipeError
-from pipeline.patience import SECONDS, machines, seen
+from pipeline.launch.patience import SECONDS, machines, seen
 from pipeline.recalibration.checkpoints.fp8 import read_scales
 from pipeline.recalibration.checkpoints.portable import open_part
 from pipeline.recalibration.checkpoints.state import PARTS, STATE_FILE, DeepSpeedState, PortableState, read_state

@@ -14,7 +14,7 @@ from pipeline.recalibration.checkpoints import folders
 from pipeline.recalibration.checkpoints.fp8 import FP8_KEY, scales_of
 from pipeline.recalibration.checkpoints.state import STATE_FILE, DeepSpeedState, StoredFile
 from pipeline.recalibration.checkpoints.writer import FileWriter
-from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 PENDING, WRITTEN, FAILED = 0.0, 1.0, 2.0
 """What a rank says of its part of the checkpoint that is being written."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from model_surgery.files import write_text
 from pipeline.errors import RecipeError
-from pipeline.recalibration.config import GuardConfig
+from pipeline.recipe.recalibration import GuardConfig
 
 ROLLBACKS_FILE = "rollbacks.json"
 

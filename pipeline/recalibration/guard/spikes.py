@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline.recalibration.config import GuardConfig
+from pipeline.recipe.recalibration import GuardConfig
 
 _MAD_TO_DEVIATION = 1.4826
 """Median absolute deviation of a normal distribution times this is its standard deviation."""

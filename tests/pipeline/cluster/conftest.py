@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from pipeline.cluster.status import status_of
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.run_local import run
+from pipeline.recipe.recipe import Recipe, load_recipe
+from pipeline.runs.local import run
 from tests.slurm.trial_cluster import TrialCluster
 
 ROOT = Path(__file__).resolve().parents[3]

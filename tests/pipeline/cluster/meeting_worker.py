@@ -8,7 +8,7 @@ from pathlib import Path
 import torch.distributed
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from pipeline.processes import die_with_parent
+from pipeline.launch.processes import die_with_parent
 
 
 @record

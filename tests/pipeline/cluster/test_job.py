@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import patience
 from pipeline.cluster import job as jobs
 from pipeline.cluster import nodes
 from pipeline.cluster.folder import Attempt, Attempts, JobsFolder
 from pipeline.cluster.job import Elsewhere, Work, avoid_bad_nodes, await_inputs, fitted, recorded, refuse_endless
-from pipeline.cluster.progress import progress
 from pipeline.cluster.spread import fitting_data_parallel, ranks_of_nodes, usable_slots
 from pipeline.errors import OutOfTime, RecipeError, StageFailed, Stopped
-from pipeline.manifest import now
-from pipeline.patience import patiently, seen
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.stages import STAGES
+from pipeline.launch import patience
+from pipeline.launch.patience import patiently, seen
+from pipeline.recipe.recipe import Recipe, load_recipe
+from pipeline.runs.manifest import now
+from pipeline.stages.order import STAGES
+from pipeline.stages.progress import progress
 from slurm.profile import Resources
 from slurm.step import Step
 

@@ -11,8 +11,8 @@ from pipeline.cluster.parts import parts_of
 from pipeline.cluster.profiles import CLUSTERS, load_profile
 from pipeline.cluster.spread import fitting_data_parallel, ranks_of_nodes, usable_slots
 from pipeline.errors import RecipeError
-from pipeline.recipe import load_recipe
-from pipeline.stages import stages_of
+from pipeline.recipe.recipe import load_recipe
+from pipeline.stages.order import stages_of
 from slurm.profile import Resources
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"

@@ -15,7 +15,7 @@ from pipeline.cluster.logs import follow, log_of
 from pipeline.cluster.status import judged, last_lines, run_of, status_of, training_of
 from pipeline.cluster.status_text import as_text
 from pipeline.errors import RecipeError
-from pipeline.recipe import load_recipe, write_recipe
+from pipeline.recipe.recipe import load_recipe, write_recipe
 from slurm.client import JobState, SlurmUnreachable
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)

@@ -12,7 +12,7 @@ import torch
 from pipeline.demo.corpus import FOODS, NAMES, document, documents, write_parquet
 from pipeline.demo.run import MODEL, prepare_demo
 from pipeline.demo.start import CONTEXT, vocabulary, write_random_model
-from pipeline.recipe import load_recipe
+from pipeline.recipe.recipe import load_recipe
 
 
 def test_every_statement_of_a_document_agrees() -> None:

@@ -14,8 +14,8 @@ from model_surgery.config import SurgeryConfig
 from model_surgery.convert import convert
 from model_surgery.layout import Layout
 from pipeline.recalibration import run as stage
-from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.metrics import MEASURED, read_metrics
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 ROW, BATCH, STEPS, LR = 32, 8, 10, 3e-3
 EOS = 1

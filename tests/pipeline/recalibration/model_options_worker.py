@@ -34,10 +34,10 @@ def train(case: dict) -> dict[str, list]:
     from model_surgery.layout import Layout, read_rank
     from model_surgery.megatron.model import token_losses
     from pipeline.recalibration.batches import micro_batches, read_rows
-    from pipeline.recalibration.config import RecalibrationConfig
     from pipeline.recalibration.engine import build_engine, parameter_groups
     from pipeline.recalibration.loss import loss_factor, share_of_loss
     from pipeline.recalibration.schedule import lr_factor
+    from pipeline.recipe.recalibration import RecalibrationConfig
 
     config, device = RecalibrationConfig.model_validate(case["config"]), torch.device("cpu")
     shards, layout = ShardSet.load(Path(case["shards"])), Layout.load(Path(case["layout"]))

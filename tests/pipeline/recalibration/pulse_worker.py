@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.processes import die_with_parent
+from pipeline.launch.processes import die_with_parent
 from pipeline.recalibration.pulse import Pulse
 from pipeline.recalibration.signals import StopWish
 from pipeline.recalibration.stragglers import OwnTime

@@ -3,7 +3,7 @@
 import logging
 
 from model_surgery.megatron.cpu import forgo_compiler_if_no_gpu, use_cpu_if_no_gpu
-from pipeline.processes import die_with_parent
+from pipeline.launch.processes import die_with_parent
 
 
 def join(tensor_parallel: int) -> None:

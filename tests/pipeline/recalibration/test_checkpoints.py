@@ -9,9 +9,9 @@ import torch
 from model_surgery.files import file_digest
 from pipeline.recalibration.checkpoints import folders
 from pipeline.recalibration.checkpoints.writer import FileWriter, copied
-from pipeline.recalibration.config import GuardConfig
 from pipeline.recalibration.going_back import step_to_go_back_to
 from pipeline.recalibration.guard.rollbacks import Rollback
+from pipeline.recipe.recalibration import GuardConfig
 
 
 @pytest.mark.parametrize(

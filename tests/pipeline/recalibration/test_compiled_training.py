@@ -8,9 +8,9 @@ import pytest
 
 from pipeline.errors import RecipeError
 from pipeline.recalibration import run as stage
-from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.job import Job
 from pipeline.recalibration.metrics import read_events
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 Settings = Callable[..., RecalibrationConfig]
 Train = Callable[..., list[dict[str, float]]]

@@ -7,9 +7,9 @@ import torch
 
 from pipeline.errors import RecipeError
 from pipeline.recalibration.checkpoints.folders import complete, remove_incomplete
-from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.engine import engine_config, parameter_groups
 from pipeline.recalibration.schedule import check_schedule
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 
 def settings(**changes: object) -> RecalibrationConfig:

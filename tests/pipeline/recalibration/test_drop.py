@@ -11,8 +11,8 @@ from model_surgery.export import run as export
 from model_surgery.layout import Layout, read_joined
 from pipeline.recalibration.checkpoints.folders import complete
 from pipeline.recalibration.checkpoints.state import read_state
-from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.metrics import read_events
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 Train = Callable[..., list[dict[str, Any]]]
 

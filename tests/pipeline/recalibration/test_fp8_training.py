@@ -16,10 +16,10 @@ from pipeline.errors import RecipeError
 from pipeline.recalibration import run as stage
 from pipeline.recalibration.checkpoints.fp8 import FP8_FILE, FP8_KEY
 from pipeline.recalibration.checkpoints.zero_files import load_file as load_deepspeed
-from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.layer_choice import Device
 from pipeline.recalibration.metrics import read_events
-from pipeline.reshard import reshard
+from pipeline.recipe.recalibration import RecalibrationConfig
+from pipeline.tools.reshard import reshard
 
 Train = Callable[..., list[dict[str, float]]]
 Settings = Callable[..., RecalibrationConfig]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import StageFailed
-from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.guard.rollbacks import read_rollbacks
 from pipeline.recalibration.metrics import read_events, read_metrics
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 Train = Callable[..., list[dict[str, Any]]]
 

@@ -22,9 +22,9 @@ import pytest
 
 from model_surgery.layout import Layout
 from pipeline.errors import REQUEUE
-from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.job import Job
 from pipeline.recalibration.metrics import read_events, read_metrics
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 STEPS, CHECKPOINT_EVERY = 40, 3
 ALL = [*product((1, 2), ("fp32", "bf16"), (1, 2, 3))]
@@ -101,7 +101,7 @@ class Victim:
         found = []
         for process in psutil.process_iter(["cmdline"]):
             line = process.info["cmdline"] or []
-            if self.job.model_dump_json() in line and "pipeline.launcher" not in line:
+            if self.job.model_dump_json() in line and "pipeline.launch.launcher" not in line:
                 found.append(process)
         return found
 

@@ -9,8 +9,8 @@ import pytest
 from model_surgery.megatron.te.settings import FP8
 from model_surgery.shape import ModelShape
 from pipeline.errors import RecipeError
-from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.layer_choice import ASSUMED, Device, choose
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 H200 = Device("NVIDIA H200", (9, 0), "2.20.2", cudnn=(9, 20, 0))
 B200 = replace(H200, name="NVIDIA B200", capability=(10, 0))

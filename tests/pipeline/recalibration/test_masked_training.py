@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from model_surgery import export
 from model_surgery.config import ExportConfig
 from model_surgery.layout import Layout, read_sources
-from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 Train = Callable[..., list[dict[str, float]]]
 

@@ -14,8 +14,8 @@ from model_surgery.convert import convert
 from model_surgery.layout import Layout, read_sources
 from model_surgery.qk_norm import initial_norms, with_qk_norm
 from model_surgery.shape import read_shape
-from pipeline.processes import torchrun
-from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.launch.processes import torchrun
+from pipeline.recipe.recalibration import RecalibrationConfig
 from tests.pipeline.recalibration.conftest import BATCH, ROW
 from tests.pipeline.recalibration.test_qk_norm_training import add_trained_norms
 

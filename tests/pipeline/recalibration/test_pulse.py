@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StageFailed
-from pipeline.processes import torchrun
+from pipeline.launch.processes import torchrun
 from pipeline.recalibration.pulse import Fault
 from pipeline.recalibration.pulse.beat import Beat
 from pipeline.recalibration.pulse.fault import ranks_in_words

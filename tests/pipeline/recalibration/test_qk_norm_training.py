@@ -12,7 +12,7 @@ from model_surgery.convert import convert
 from model_surgery.layout import Layout, read_sources
 from model_surgery.qk_norm import initial_norms, with_qk_norm
 from model_surgery.shape import ModelShape, read_shape
-from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 
 def add_trained_norms(model: torch.nn.Module, shape: ModelShape, norms: dict[str, torch.Tensor]) -> None:

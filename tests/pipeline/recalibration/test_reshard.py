@@ -14,16 +14,16 @@ from model_surgery.architectures import rules
 from model_surgery.errors import SurgeryError
 from model_surgery.layout import Layout, read_joined, read_rank
 from pipeline.errors import RecipeError
-from pipeline.processes import torchrun
+from pipeline.launch.processes import torchrun
 from pipeline.recalibration.checkpoints.sources import open_source
 from pipeline.recalibration.checkpoints.state import PARTS, read_state
 from pipeline.recalibration.checkpoints.zero_files import load_file, spans_of_stage_3
-from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.history import continued_from
 from pipeline.recalibration.job import Job
 from pipeline.recalibration.metrics import read_metrics
 from pipeline.recalibration.phases import phases, refuse_unfit
-from pipeline.reshard import reshard
+from pipeline.recipe.recalibration import RecalibrationConfig
+from pipeline.tools.reshard import reshard
 
 Settings = Callable[..., RecalibrationConfig]
 Train = Callable[..., list[dict[str, float]]]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.recalibration.config import ScheduleConfig
 from pipeline.recalibration.schedule import lr_factor, warmup_steps
+from pipeline.recipe.recalibration import ScheduleConfig
 
 TOKENS_PER_STEP = 512
 

@@ -14,7 +14,7 @@ from model_surgery.config import ExportConfig, SurgeryConfig
 from model_surgery.convert import convert
 from model_surgery.layout import Layout, read_sources
 from pipeline.recalibration.checkpoints import folders
-from pipeline.recalibration.config import RecalibrationConfig
+from pipeline.recipe.recalibration import RecalibrationConfig
 
 Train = Callable[..., list[dict[str, float]]]
 

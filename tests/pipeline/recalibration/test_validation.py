@@ -19,12 +19,12 @@ from model_surgery.qk_norm import initial_norms, with_qk_norm
 from model_surgery.shape import read_shape
 from model_surgery.verification.reference import whole_model
 from pipeline.errors import RecipeError
-from pipeline.processes import torchrun
+from pipeline.launch.processes import torchrun
 from pipeline.recalibration import recall_probe
-from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.measured import Measured, read_validation, write_validation
 from pipeline.recalibration.validation import held_out_rows, position_sums, rows_at_once
 from pipeline.recalibration.validation_check import check_validation
+from pipeline.recipe.recalibration import RecalibrationConfig
 from tests.pipeline.recalibration.induction import VOCAB, write_induction_model
 
 EOS, ROW, LR = 1, 32, 3e-3

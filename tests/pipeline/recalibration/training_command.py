@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import exit_code
-from pipeline.processes import die_with_parent
+from pipeline.launch.processes import die_with_parent
+from pipeline.launch.signals import stopped_by_signals
 from pipeline.recalibration.job import Job
 from pipeline.recalibration.run import run
-from pipeline.signals import stopped_by_signals
 
 if __name__ == "__main__":
     die_with_parent()

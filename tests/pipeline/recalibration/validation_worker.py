@@ -28,12 +28,12 @@ def measure(case: dict) -> dict:
     from data_prep.artifact import ShardSet
     from model_surgery.layout import Layout, read_rank
     from pipeline.recalibration.batches import read_rows
-    from pipeline.recalibration.config import RecalibrationConfig
     from pipeline.recalibration.engine import build_engine
     from pipeline.recalibration.layer_numbers import LayerWatch
     from pipeline.recalibration.loss import loss_factor, share_of_loss
     from pipeline.recalibration.measured import write_validation
     from pipeline.recalibration.validation import Validation
+    from pipeline.recipe.recalibration import RecalibrationConfig
 
     config = RecalibrationConfig.model_validate(case["config"])
     folder, shards = Path(case["shards"]), ShardSet.load(Path(case["shards"]))

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from eval.config import EvaluationConfig
-from eval.longbench import METRICS
 from eval.results import Curve, Results, SampleValues, Score
+from eval.tasks.longbench import METRICS
 from eval.units import rows_of
-from pipeline.manifest import Manifest, describe_outputs
 from pipeline.recalibration.measured import Measured, write_validation
 from pipeline.recalibration.metrics import Metrics
-from pipeline.recipe import Recipe, write_recipe
+from pipeline.recipe.recipe import Recipe, write_recipe
 from pipeline.report.page import write_report
-from pipeline.stages import STAGES
+from pipeline.runs.manifest import Manifest, describe_outputs
+from pipeline.stages.order import STAGES
 
 CONTEXT = 64
 STARTED = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)

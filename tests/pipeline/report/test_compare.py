@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from eval.results import RESULTS, Results, SampleValues
 from pipeline.cli import main
 from pipeline.errors import RecipeError
-from pipeline.manifest import Manifest, describe_outputs
 from pipeline.report.compare import sections, write_comparison
 from pipeline.report.runs import facts_of, key_facts, read_runs
 from pipeline.report.samples import same_samples
+from pipeline.runs.manifest import Manifest, describe_outputs
 from tests.pipeline.report.conftest import Run
 from tests.pipeline.report.test_page import read
 

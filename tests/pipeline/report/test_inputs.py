@@ -7,8 +7,8 @@ import pytest
 
 from eval.errors import EvaluationError
 from pipeline.errors import RecipeError
-from pipeline.manifest import Manifest, describe_outputs
 from pipeline.report.inputs import read_run
+from pipeline.runs.manifest import Manifest, describe_outputs
 
 
 def test_whole_run(full) -> None:

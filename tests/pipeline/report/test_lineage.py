@@ -4,8 +4,8 @@ import hashlib
 
 import pytest
 
-from pipeline.manifest import Manifest
 from pipeline.report.lineage import duration, size, stage_lines, versions
+from pipeline.runs.manifest import Manifest
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import RecipeError
 from pipeline.report.published import model_name, published_rows, published_table, read_published
-from pipeline.stages import STAGES
+from pipeline.stages.order import STAGES
 
 HEADER = "model,source,variant,task,context_factor,value"
 

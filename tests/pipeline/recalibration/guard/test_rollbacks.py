@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.recalibration.config import GuardConfig
 from pipeline.recalibration.guard.rollbacks import (
     ROLLBACKS_FILE,
     Rollback,
@@ -17,6 +16,7 @@ from pipeline.recalibration.guard.rollbacks import (
     read_rollbacks,
     write_rollbacks,
 )
+from pipeline.recipe.recalibration import GuardConfig
 
 CONFIG = GuardConfig(patience=5, rollbacks=3, lr_factor=0.5)
 

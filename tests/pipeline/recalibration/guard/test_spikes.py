@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from pipeline.recalibration.config import GuardConfig
 from pipeline.recalibration.guard.spikes import Guard
+from pipeline.recipe.recalibration import GuardConfig
 
 CONFIG = GuardConfig(window=64, warmup=16, patience=3)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.processes import torchrun
+from pipeline.launch.processes import torchrun
 from tests.pipeline.recalibration.guard.veto_worker import KINDS, PLAN
 
 _GOOD = [number for number, trouble in enumerate(PLAN) if trouble == "good"]

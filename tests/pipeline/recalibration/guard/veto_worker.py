@@ -16,9 +16,9 @@ from torch import Tensor
 
 from model_surgery.layout import Layout, read_rank
 from model_surgery.megatron.model import token_losses
-from pipeline.recalibration.config import RecalibrationConfig
 from pipeline.recalibration.engine import build_engine
 from pipeline.recalibration.guard.veto import install_veto
+from pipeline.recipe.recalibration import RecalibrationConfig
 from tests.pipeline.recalibration.ranks_of_a_test import join
 
 KINDS = [f"{precision} {stage}" for precision in ("fp32", "bf16") for stage in (1, 2, 3)]

@@ -1,0 +1,1 @@
+"""Tuning the softmax scale."""

@@ -1,0 +1,1 @@
+"""Starting processes on machines, and ending them."""

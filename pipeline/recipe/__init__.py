@@ -1,0 +1,1 @@
+"""The recipe: a YAML file as settings, and the model that it names."""

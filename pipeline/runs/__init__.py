@@ -1,0 +1,1 @@
+"""The folder of a run: manifests, locks, running the stages in it."""

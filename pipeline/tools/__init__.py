@@ -1,0 +1,1 @@
+"""What stands beside a run: looking, planning, fetching, tuning."""

@@ -1,0 +1,121 @@
+"""lm-eval's scores against the same numbers computed here, straight from the model's logits."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from eval.config import HarnessTask
+from eval.errors import EvaluationError
+from eval.tasks.harness import HarnessScore, read_items, score_harness
+
+
+@pytest.fixture(scope="module")
+def model(source: Path) -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(source: Path) -> object:
+    return AutoTokenizer.from_pretrained(source)
+
+
+def log_likelihood(model: LlamaForCausalLM, tokenizer: object, context: str, continuation: str) -> float:
+    """Sum of the log-probabilities of the tokens that " continuation" adds after the context's own number of tokens.
+
+    The context is tokenized alone, as lm-eval does: this tokenizer's tokens carry the space after a word, so the space
+    between the two is in neither part.
+    """
+    start = tokenizer.encode(context)
+    added = tokenizer.encode(f"{context} {continuation}")[len(start) :]
+    ids = torch.tensor([start + added])
+    with torch.inference_mode():
+        logs = model(ids).logits[0, :-1].log_softmax(-1)
+    return logs[torch.arange(ids.shape[1] - 1), ids[0, 1:]][-len(added) :].sum().item()
+
+
+def run(model: LlamaForCausalLM, tokenizer: object, task: HarnessTask) -> dict[str, HarnessScore]:
+    scores = score_harness(model, tokenizer, task, read_items(task), context=512, batch_tokens=4096, seed=0)
+    return {score.metric: score for score in scores}
+
+
+@pytest.mark.parametrize("suffix", ["", "\nAnswer:"])
+def test_arc_easy_equals_our_own_computation(
+    shared: Path, model: LlamaForCausalLM, tokenizer: object, suffix: str
+) -> None:
+    path = shared / "benchmarks" / "arc_easy.jsonl"
+    found = run(model, tokenizer, HarnessTask(name="arc_easy", path=path, limit=40, suffix=suffix))
+    right, right_norm = [], []
+    for line in path.read_text().splitlines()[:40]:
+        item = json.loads(line)
+        sums = np.array([log_likelihood(model, tokenizer, item["query"] + suffix, c) for c in item["choices"]])
+        right.append(sums.argmax() == item["gold"])
+        right_norm.append((sums / [len(choice) for choice in item["choices"]]).argmax() == item["gold"])
+    assert found["acc"].samples == 40
+    assert found["acc"].value == pytest.approx(np.mean(right))
+    assert found["acc_norm"].value == pytest.approx(np.mean(right_norm))
+    assert found["acc"].stderr == pytest.approx(np.std(right, ddof=1) / np.sqrt(40))
+    assert 0 < found["acc"].value < 1
+
+
+def test_winogrande_compares_contexts(shared: Path, model: LlamaForCausalLM, tokenizer: object) -> None:
+    path = shared / "benchmarks" / "winogrande.jsonl"
+    found = run(model, tokenizer, HarnessTask(name="winogrande", path=path, limit=20))
+    right = []
+    for line in path.read_text().splitlines()[:20]:
+        item = json.loads(line)
+        sums = [log_likelihood(model, tokenizer, c, item["continuation"]) for c in item["context_options"]]
+        right.append(int(np.argmax(sums)) == item["gold"])
+    assert set(found) == {"acc"}
+    assert found["acc"].value == pytest.approx(np.mean(right))
+
+
+def test_digits_stay_text_and_one_item_has_no_error(tmp_path: Path, model: LlamaForCausalLM, tokenizer: object) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_text(json.dumps({"query": "12", "choices": ["13", "zebra"], "gold": 0, "more": "is ignored"}) + "\n")
+    found = run(model, tokenizer, HarnessTask(name="count", path=path))
+    assert found["acc"].samples == 1
+    assert found["acc"].stderr is None
+
+
+def test_examples_change_the_prompt(shared: Path, model: LlamaForCausalLM, tokenizer: object) -> None:
+    path = shared / "benchmarks" / "arc_easy.jsonl"
+    task = HarnessTask(name="arc_easy", path=path, limit=12, num_fewshot=2)
+    first, again = run(model, tokenizer, task), run(model, tokenizer, task)
+    assert first == again
+    assert 0 <= first["acc"].value <= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "does not exist"),
+        ("", "has no items"),
+        ("{", "items.jsonl:1: not JSON"),
+        ("[1]", "items.jsonl:1: unknown format"),
+        ('{"query": "q", "choices": ["a", "b"]}', "items.jsonl:1: unknown format"),
+        ('{"query": "q", "choices": ["a"], "gold": 0}', "at least two choices"),
+        ('{"query": "q", "choices": ["a", ""], "gold": 0}', "not empty"),
+        ('{"query": "q", "choices": ["a", "b"], "gold": 2}', "gold = 2 with 2 choices"),
+        (
+            '{"query": "q", "choices": ["a", "b"], "gold": 0}\n'
+            '{"context_options": ["a", "b"], "continuation": "c", "gold": 0}',
+            "items.jsonl:2: another form",
+        ),
+    ],
+)
+def test_bad_file_is_refused_with_its_line(tmp_path: Path, content: str | None, said: str) -> None:
+    path = tmp_path / "items.jsonl"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(EvaluationError, match=said):
+        read_items(HarnessTask(name="task", path=path))
+
+
+def test_more_examples_than_items_are_refused(shared: Path) -> None:
+    path = shared / "benchmarks" / "arc_easy.jsonl"
+    with pytest.raises(EvaluationError, match="num_fewshot = 3 with 3 items"):
+        read_items(HarnessTask(name="arc_easy", path=path, limit=3, num_fewshot=3))

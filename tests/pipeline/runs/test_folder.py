@@ -1,0 +1,108 @@
+"""A run's folder without its training: what is looked at, refused and removed. Whole runs: test_run_local.py."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import RecipeError
+from pipeline.recipe.recipe import load_recipe
+from pipeline.runs import folder as run_folder
+from pipeline.runs.folder import Identity, identify, is_complete, prepare_folder, save_manifest
+from pipeline.runs.local import run
+from pipeline.runs.manifest import Manifest, now
+from pipeline.stages.order import STAGES
+
+BY_NAME = {stage.name: stage for stage in STAGES}
+
+
+def finish(name: str, recipe: Any, content: str) -> None:
+    """Leaves stage `name` complete, with one output."""
+    stage, folder = BY_NAME[name], recipe.folder / name
+    identity = identify(stage, recipe)
+    prepare_folder(stage, identity, folder)
+    (folder / "output").write_text(content)
+    save_manifest(stage, identity, folder, now(), {})
+
+
+def test_a_stage_killed_while_its_outputs_are_digested_still_knows_its_settings(
+    write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(write_recipe())
+    finish("data", recipe, "shards")
+    finish("surgery", recipe, "layout")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_folder, "describe_outputs", killed)
+        finish("recalibration", recipe, "weights")
+    assert not is_complete(BY_NAME["recalibration"], recipe)
+    with pytest.raises(RecipeError, match=r"config\.lr: 0\.001 -> 0\.5"):
+        is_complete(BY_NAME["recalibration"], load_recipe(write_recipe(), ("recalibration.lr=0.5",)))
+
+
+def test_the_mark_of_the_start_is_no_output_and_goes_last(write_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(write_recipe())
+    finish("surgery", recipe, "layout")
+    assert sorted(path.name for path in (recipe.folder / "surgery").iterdir()) == ["manifest.json", "output"]
+    assert [output.path for output in Manifest.load(recipe.folder / "surgery").outputs] == ["output"]
+
+
+def test_later_stages_are_looked_at_again_when_an_input_was_made_anew(write_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(write_recipe())
+    (recipe.folder).mkdir(parents=True)
+    (recipe.folder / "recipe.yaml").touch()
+    for name in ("data", "surgery", "recalibration"):
+        finish(name, recipe, name)
+    shutil.rmtree(recipe.folder / "data")  # the real shards will not be the bytes that recalibration was made from
+    with pytest.raises(RecipeError, match=r"recalibration: holds a recalibration stage.*inputs\.data"):
+        run(recipe, ("data", "recalibration"))
+
+
+def test_leftovers_of_a_cut_off_write_do_not_become_outputs(write_recipe: Callable[..., Path]) -> None:
+    recipe = load_recipe(write_recipe())
+    stage, folder = BY_NAME["recalibration"], recipe.folder / "recalibration"
+    (folder / "layout").mkdir(parents=True)
+    (folder / "checkpoints").mkdir()
+    (folder / "layout" / ".tp00-0000.safetensors.77.tmp").touch()
+    prepare_folder(stage, Identity(config={}, inputs={}), folder)
+    assert sorted(path.name for path in folder.rglob("*")) == ["checkpoints", "layout", "started.json"]
+
+
+def test_a_folder_that_is_no_run_is_left_alone(write_recipe: Callable[..., Path], tmp_path: Path, drope: Any) -> None:
+    mine = tmp_path / "runs" / "tiny" / "data" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("not to be lost")
+    result = drope("run", write_recipe(), "--stage", "data")
+    assert result.returncode == 2 and "not the folder of a run" in result.stderr
+    assert mine.read_text() == "not to be lost"
+
+
+@pytest.mark.parametrize("runs_dir", ["recipe.yaml", "/proc/none", '"a\\0b"'])
+def test_a_runs_dir_that_cannot_be_is_one_line(
+    write_recipe: Callable[..., Path], tmp_path: Path, drope: Any, runs_dir: str
+) -> None:
+    result = drope("run", write_recipe(), f"runs_dir={runs_dir}", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("drope: runs_dir = ") and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_changed_task_file_is_seen(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text(json.dumps({"query": "w1", "choices": ["w2", "w3"], "gold": 0}) + "\n")
+    recipe = load_recipe(write_recipe(), (f"evaluation.harness=[{{name: arc, path: {tasks}}}]",))
+    evaluation = replace(BY_NAME["evaluation"], needs=())
+    folder = recipe.folder / "evaluation"
+    identity = identify(evaluation, recipe)
+    prepare_folder(evaluation, identity, folder)
+    save_manifest(evaluation, identity, folder, now(), {})
+    assert is_complete(evaluation, recipe)
+    tasks.write_text(json.dumps({"query": "w1", "choices": ["w2", "w3"], "gold": 1}) + "\n")
+    with pytest.raises(RecipeError, match=r"inputs\.task arc"):
+        is_complete(evaluation, recipe)
