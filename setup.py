@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-PACKAGES = ("pipeline", "model_surgery", "data_prep", "eval", "slurm")
+PACKAGES = ("pipeline", "model_surgery", "data_prep", "eval", "slurm", "foundation")
 
 setup(
     name="drope",
@@ -53,7 +53,16 @@ setup(
         "longbench": ["lm-eval[longbench]==0.4.13"],
         "wandb": ["wandb==0.31.0"],
         "gpu": ["transformer-engine[pytorch,core_cu13]==2.20.2"],
-        "test": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17", "import-linter>=2.16"],
+        "test": [
+            "pytest>=9",
+            "pytest-xdist>=3.8",
+            "ruff>=0.17",
+            "import-linter>=2.16",
+            "mypy>=1.18",
+            "types-PyYAML",
+            "types-psutil",
+            "types-tqdm",
+        ],
     },
     entry_points={"console_scripts": ["drope=pipeline.cli:main"]},
 )

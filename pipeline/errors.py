@@ -4,6 +4,7 @@ import errno
 
 from data_prep.errors import DataError, WorkFailed
 from eval.errors import EvaluationError
+from foundation.errors import DiskError
 from model_surgery.errors import SurgeryError
 from slurm.errors import SlurmError, SlurmUnreachable
 
@@ -24,7 +25,7 @@ class OutOfTime(Stopped):
     """The end was asked for because the time limit comes near: in as much time as this the work gets as far again."""
 
 
-BAD_INPUT = (RecipeError, DataError, SurgeryError, EvaluationError, SlurmError)
+BAD_INPUT = (RecipeError, DataError, SurgeryError, EvaluationError, SlurmError, DiskError)
 REQUEUE = 75
 _UNUSABLE_PATH = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST),

@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from pipeline.errors import RecipeError
 from pipeline.recipe import recipe as recipes
-from pipeline.recipe.recipe import Recipe, load_recipe, yaml_files
+from pipeline.recipe import yaml_files
+from pipeline.recipe.recipe import Recipe, load_recipe
 from pipeline.recipe.yaml_files import fields_of, parse_yaml
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"

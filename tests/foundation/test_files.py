@@ -1,0 +1,137 @@
+"""Files are whole or absent, with names that no other process uses."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from foundation import files
+from foundation.errors import DiskError
+from foundation.full_disk import explained_full_disk
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.txt"
+    with files.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists()
+        assert files.is_temporary(temporary)
+    assert path.read_text() == "half"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    files.write_text(path, "old")
+
+    class Interrupted(Exception):
+        pass
+
+    with pytest.raises(Interrupted), files.atomic_path(path) as temporary:
+        temporary.write_text("new")
+        raise Interrupted
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_newlines_are_kept(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "file", "a\r\nb\n")
+    assert (tmp_path / "file").read_bytes() == b"a\r\nb\n"
+
+
+def test_file_and_folder_are_synced_before_and_after_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def note_sync(descriptor: int) -> None:
+        calls.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        sync(descriptor)
+
+    def note_replace(source: Path, target: Path) -> None:
+        calls.append(f"rename {Path(target).name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    path = tmp_path / "file"
+    with files.atomic_path(path) as temporary:
+        temporary.write_text("text")
+        name = temporary.name
+    assert calls == [f"sync {name}", "rename file", f"sync {tmp_path.name}"]
+
+
+def test_two_writers_of_one_process_have_two_names(tmp_path: Path) -> None:
+    assert files.temporary_path(tmp_path / "file") != files.temporary_path(tmp_path / "file")
+
+
+def test_hosts_and_containers_of_one_name_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "node")
+    stat = os.stat
+    machines = set()
+    for namespace in (1, 2):
+
+        class Namespace:
+            st_ino = namespace
+
+        files._this_machine.cache_clear()
+        monkeypatch.setattr(os, "stat", lambda path, *rest, **more: Namespace if "ns/pid" in str(path) else stat(path))
+        machines.add(files._this_machine())
+    files._this_machine.cache_clear()
+    assert len(machines) == 2
+
+
+def test_leftovers_of_dead_processes_go_and_others_stay(tmp_path: Path) -> None:
+    program = (
+        f"from foundation.files import *; print(temporary_path(__import__('pathlib').Path({str(tmp_path / 'a')!r})))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[1])}
+    dead = Path(subprocess.check_output([sys.executable, "-c", program], text=True, env=environment).strip())
+    alive = files.temporary_path(tmp_path / "a")
+    elsewhere = tmp_path / dead.name.replace(socket.gethostname(), "another-host")
+    for path in (dead, alive, elsewhere):
+        path.touch()
+    files.remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {alive.name, elsewhere.name}
+
+
+@pytest.mark.parametrize("small_disk", ["20k"], indirect=True)
+def test_a_full_disk_is_one_line(small_disk: Path) -> None:
+    with pytest.raises(DiskError, match=r"big\.txt: the disk is full; free space there"):
+        files.write_text(small_disk / "big.txt", "x" * 100_000)
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_file_in_the_way_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DiskError, match=r"file/below: cannot be written \((Not a directory|File exists)\)"):
+        files.write_text(tmp_path / "file" / "below", "text")
+
+
+def test_a_full_disk_is_seen_behind_another_error(tmp_path: Path) -> None:
+    def write() -> None:
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("PytorchStreamWriter failed writing file") from error
+
+    with pytest.raises(DiskError, match="the disk is full; wait"), explained_full_disk(tmp_path, "wait"):
+        write()
+
+
+@pytest.mark.parametrize("small_disk", ["8k"], indirect=True)
+def test_a_disk_without_space_explains_what_says_nothing_of_it(small_disk: Path) -> None:
+    with pytest.raises(DiskError, match="full"), explained_full_disk(small_disk, by_free_space=True):
+        raise RuntimeError("a worker ended with code 1")
+    with pytest.raises(ValueError, match="bad input"), explained_full_disk(small_disk, by_free_space=True):
+        raise ValueError("bad input")
+
+
+def test_a_line_is_added(tmp_path: Path) -> None:
+    files.append_line(tmp_path / "lines", "a")
+    files.append_line(tmp_path / "lines", "b")
+    assert (tmp_path / "lines").read_text() == "a\nb\n"
