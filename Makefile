@@ -1,9 +1,10 @@
 # make demo   the paper's experiment in miniature, then the name of its report
 # make test   linters, import contracts and tests; make test-all: further cases of long ones too
 # make trial-cluster, make trial-cluster-stop   a real SLURM of three nodes on this machine, to try drope submit (root, Debian)
+# make lint   linters, import contracts and types; make format mends what can be mended
 # make setup  only the virtual environment .venv; both of the above do it by themselves
 
-.PHONY: demo test test-all quick setup clean trial-cluster trial-cluster-stop
+.PHONY: demo lint format test test-all quick setup clean trial-cluster trial-cluster-stop
 
 TRIAL = tests/slurm/trial_cluster/cluster.sh
 
@@ -15,10 +16,17 @@ setup: .venv/ready
 demo: .venv/ready
 	.venv/bin/drope demo
 
-test: .venv/ready
+lint: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
+	.venv/bin/mypy
+
+format: .venv/ready
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+test: lint
 	.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
 	.venv/bin/python -m pytest -m "slow and not long" -n 2 --dist loadfile
 

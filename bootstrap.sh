@@ -39,6 +39,7 @@ has_headers || debian_package python3-dev "Python's headers, for DeepSpeed's CPU
 
 .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
 say "installing pinned packages into .venv (about a minute; several minutes where torch brings CUDA)"
+.venv/bin/python -m pip uninstall --quiet --yes drope 2>/dev/null || true # the name of earlier versions of this project
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,fast,longbench]'
 say "building DeepSpeed's CPU operator (about a minute the first time)"
 .venv/bin/drope doctor >.venv/doctor.txt || { cat .venv/doctor.txt >&2; stop "the stack does not work here; see above"; }

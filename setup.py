@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 PACKAGES = ("pipeline", "model_surgery", "data_prep", "eval", "slurm", "foundation")
 
 setup(
-    name="drope",
+    name="drope-recalibration",
     version="0.1.0",
     description="Longer context for pretrained models: drop the positional embeddings, recalibrate, evaluate",
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
@@ -56,6 +56,7 @@ setup(
         "test": [
             "pytest>=9",
             "pytest-xdist>=3.8",
+            "pytest-cov>=7.1",
             "ruff>=0.17",
             "import-linter>=2.16",
             "mypy>=1.18",

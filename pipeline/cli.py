@@ -28,7 +28,7 @@ class CleanErrors(click.Group):
 
 
 @click.group(cls=CleanErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="drope", message="%(prog)s %(version)s")
+@click.version_option(package_name="drope-recalibration", message="%(prog)s %(version)s")
 @click.option("-v", "--verbose", is_flag=True, help="Also log what the stages do in detail.")
 def main(verbose: bool) -> None:
     """DroPE: give a pretrained RoPE model a longer context by removing its positional embeddings.

@@ -1,0 +1,108 @@
+"""Break the code in random small ways, one at a time, and count which mistakes the tests notice.
+
+Works on a copy of the project. Tests run once to note which of them run which line; then, for each mistake, those that
+run its line (the tests of the same folder where none is known to) run until one fails. A mistake that makes a test hang
+counts as noticed. Some that are left are no mistakes: other code that does the same.
+
+Exit status: 0; 1 if the tests fail without any mistake.
+"""
+
+import argparse
+import collections
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.mutation.coverage_map import CoverageMap, record
+from benchmarks.mutation.mutants import Mutant, mutants_of
+
+PROJECT = Path(__file__).parents[2]
+PACKAGES = ("data_prep", "model_surgery", "eval", "slurm", "pipeline", "foundation")
+_MOST_TESTS = 40
+"""Tests that run for one mistake: a line that hundreds of tests run is noticed by the first ones or not at all."""
+_LEFT_OUT = shutil.ignore_patterns(".venv", ".git", "build")
+_NO_TESTS = 5
+"""pytest's exit status where it has run none."""
+
+
+def main() -> int:
+    arguments = parse()
+    files = [path for package in arguments.packages for path in sorted((PROJECT / package).rglob("*.py"))]
+    mutants = [mutant for path in files for mutant in mutants_of(path)]
+    drawn = random.Random(arguments.seed).sample(mutants, min(arguments.count, len(mutants)))
+    print(f"{len(mutants):,} possible mistakes in {len(files)} files; {len(drawn)} are made")
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        copy = Path(folder) / "project"
+        shutil.copytree(PROJECT, copy, symlinks=True, ignore=_LEFT_OUT)
+        (copy / ".venv").symlink_to(PROJECT / ".venv")
+        data = arguments.coverage or Path(folder) / "coverage"
+        if not data.is_file():
+            try:
+                record(copy, PACKAGES, arguments.tests, data)
+            except subprocess.CalledProcessError:
+                print("the tests fail as they are; nothing was broken", file=sys.stderr)
+                return 1
+        coverage = CoverageMap(data)
+        progress = tqdm(drawn, unit="mistake", disable=None)
+        results = {mutant: is_noticed(mutant, copy, coverage, arguments) for mutant in progress}
+    print(table(results))
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.mutation", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("packages", nargs="*", default=PACKAGES, help="packages or folders to break; default: all")
+    parser.add_argument("--count", type=int, default=100, help="mistakes to make (100)")
+    parser.add_argument("--seed", type=int, default=0, help="which ones (0)")
+    parser.add_argument("--tests", default="not slow", help="pytest's mark expression of the tests that run (not slow)")
+    parser.add_argument("--timeout", type=int, default=300, help="seconds after which tests count as hanging (300)")
+    parser.add_argument("--coverage", type=Path, help="file in which the tests' lines are kept for the next call")
+    return parser.parse_args()
+
+
+def is_noticed(mutant: Mutant, copy: Path, coverage: CoverageMap, arguments: argparse.Namespace) -> bool:
+    """Whether a test fails, or hangs, with the mistake in the copy; the copy is mended again."""
+    relative = mutant.path.relative_to(PROJECT)
+    tests = coverage.tests_of(relative, mutant.line)[:_MOST_TESTS] or [_tests_of_folder(relative)]
+    file = copy / relative
+    source = file.read_text(encoding="utf-8")
+    file.write_text(mutant.applied(source), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", arguments.tests, *tests]
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, timeout=arguments.timeout, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        file.write_text(source, encoding="utf-8")
+    return done.returncode not in (0, _NO_TESTS)
+
+
+def _tests_of_folder(source: Path) -> str:
+    """The folder of tests that mirrors a source file's, or the nearest one above it that exists."""
+    folder = source.parent
+    while not (PROJECT / "tests" / folder).is_dir():
+        folder = folder.parent
+    return str("tests" / folder)
+
+
+def table(results: dict[Mutant, bool]) -> str:
+    """Shares by kind of mistake, then every mistake that nothing noticed."""
+    made = collections.Counter(mutant.kind for mutant in results)
+    noticed = collections.Counter(mutant.kind for mutant, seen in results.items() if seen)
+    rows = [f"| {kind} | {noticed[kind]} of {count} |" for kind, count in sorted(made.items())]
+    total = f"| **all** | **{sum(noticed.values())} of {len(results)}** |"
+    unnoticed = sorted(str(mutant).replace(f"{PROJECT}/", "") for mutant, seen in results.items() if not seen)
+    return "\n".join(["| mistake | noticed |", "|---|---|", *rows, total, "", "Not noticed:", *unnoticed])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
