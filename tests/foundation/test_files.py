@@ -10,7 +10,6 @@ import pytest
 
 from foundation import files
 from foundation.errors import DiskError
-from foundation.full_disk import explained_full_disk
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -110,25 +109,6 @@ def test_a_file_in_the_way_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError, match=r"file/below: cannot be written \((Not a directory|File exists)\)"):
         files.write_text(tmp_path / "file" / "below", "text")
-
-
-def test_a_full_disk_is_seen_behind_another_error(tmp_path: Path) -> None:
-    def write() -> None:
-        try:
-            raise OSError(28, "No space left on device")
-        except OSError as error:
-            raise RuntimeError("PytorchStreamWriter failed writing file") from error
-
-    with pytest.raises(DiskError, match="the disk is full; wait"), explained_full_disk(tmp_path, "wait"):
-        write()
-
-
-@pytest.mark.parametrize("small_disk", ["8k"], indirect=True)
-def test_a_disk_without_space_explains_what_says_nothing_of_it(small_disk: Path) -> None:
-    with pytest.raises(DiskError, match="full"), explained_full_disk(small_disk, by_free_space=True):
-        raise RuntimeError("a worker ended with code 1")
-    with pytest.raises(ValueError, match="bad input"), explained_full_disk(small_disk, by_free_space=True):
-        raise ValueError("bad input")
 
 
 def test_a_line_is_added(tmp_path: Path) -> None:
