@@ -1,12 +1,14 @@
 """Writing files so that a reader, or a run after a power loss, sees all of one or nothing."""
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
 import os
 import re
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,21 +18,26 @@ from foundation.errors import DiskError
 from foundation.full_disk import DEFAULT_WAY_OUT, explained_full_disk
 
 _SUFFIX = ".tmp"
-_UNWRITABLE = (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
+_UNWRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+)
 
 
 @contextmanager
-def atomic_path(path: Path, way_out: str = DEFAULT_WAY_OUT) -> Iterator[Path]:
+def atomic_path(path: Path, way_out: str = DEFAULT_WAY_OUT, *, make_folder: bool = True) -> Iterator[Path]:
     """A temporary path beside `path` that becomes `path` if the block ends well.
 
-    File and folder are synced to disk. The temporary file is removed on every error.
+    File and folder are synced to disk. The temporary file is removed on every error. Without `make_folder` a folder
+    that is not there is an error: somebody else may have removed it, and it must not come back.
 
     Raises: DiskError if the disk is full or the folder cannot be written.
     """
     temporary = temporary_path(path)
     try:
         with explained_writes(path, way_out):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if make_folder:
+                path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             publish(temporary, path)
     finally:
@@ -46,23 +53,58 @@ def publish(temporary: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
+def publish_folder(temporary: Path, path: Path) -> None:
+    """Gives a finished temporary folder its name; it and all below it survive a power loss when this returns."""
+    for below in temporary.rglob("*"):
+        sync_folder(below) if below.is_dir() else sync_file(below)
+    sync_folder(temporary)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
 @contextmanager
-def explained_writes(path: Path, way_out: str = DEFAULT_WAY_OUT) -> Iterator[None]:
+def explained_writes(path: Path, way_out: str = DEFAULT_WAY_OUT, *, written: int | None = None) -> Iterator[None]:
     """Turns what a user can mend about writing `path` into one line: a full disk, a folder that takes no files.
+
+    written: bytes of `path` written before; the line about a full disk tells them, and the bytes free.
 
     Raises: DiskError.
     """
     try:
-        with explained_full_disk(path, way_out):
+        with explained_full_disk(path, way_out, written=written):
             yield
-    except _UNWRITABLE as error:
+    except OSError as error:
+        folder_is_gone = isinstance(error, FileNotFoundError) and not path.parent.exists()
+        if error.errno not in _UNWRITABLE and not folder_is_gone:
+            raise
         raise DiskError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically, as UTF-8 with the newlines of `text`."""
-    with atomic_path(path) as temporary:
+def write_text(path: Path, text: str, *, make_folder: bool = True) -> None:
+    """Writes a text file atomically, as UTF-8 with the newlines of `text`; `make_folder` as in `atomic_path`."""
+    with atomic_path(path, make_folder=make_folder) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def create_text(path: Path, text: str) -> bool:
+    """Writes a text file atomically unless there is one by then, of whichever process; whether this call wrote it.
+
+    Raises: DiskError if the disk is full or the folder cannot be written.
+    """
+    temporary = temporary_path(path)
+    try:
+        with explained_writes(path):
+            temporary.write_text(text, encoding="utf-8", newline="")
+            sync_file(temporary)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            sync_folder(path.parent)
+            return True
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -102,14 +144,22 @@ def temporary_path(path: Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes temporary files in `folder` whose process, on this machine, is no more.
+    """Removes temporary files and folders in `folder` whose process, on this machine, is no more.
 
     Those of other machines and containers stay: a task may be writing them.
     """
     for path in folder.glob(f".*{_SUFFIX}"):
         writer = re.search(rf"\.{re.escape(_this_machine())}-(\d+)-[0-9a-f]+{re.escape(_SUFFIX)}$", path.name)
         if writer and not _is_alive(int(writer[1])):
-            path.unlink(missing_ok=True)
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it; one that is gone is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_temporary(path: Path) -> bool:

@@ -31,8 +31,12 @@ def is_full_disk(error: BaseException) -> bool:
 
 
 @contextmanager
-def explained_full_disk(path: Path, way_out: str = DEFAULT_WAY_OUT, *, by_free_space: bool = False) -> Iterator[None]:
+def explained_full_disk(
+    path: Path, way_out: str = DEFAULT_WAY_OUT, *, by_free_space: bool = False, written: int | None = None
+) -> Iterator[None]:
     """Turns an error that a full disk has caused into one clear line about `path`.
+
+    written: bytes of `path` written before, where they are known; then the line tells them and the bytes free.
 
     by_free_space: also an error that says nothing of the disk counts, where less than 1 MiB is free there: torch's zip
     writer reports a RuntimeError, a killed worker an exit code. For blocks whose own bad input passes by unchanged,
@@ -46,13 +50,14 @@ def explained_full_disk(path: Path, way_out: str = DEFAULT_WAY_OUT, *, by_free_s
         raise
     except Exception as error:
         is_own_word = isinstance(error, ValueError)
-        looks_full = by_free_space and not is_own_word and _free_bytes(path) < _FULL_DISK_BYTES
+        looks_full = by_free_space and not is_own_word and free_bytes(path) < _FULL_DISK_BYTES
         if is_full_disk(error) or looks_full:
-            raise DiskError(f"{path}: the disk is full; {way_out}") from error
+            sizes = "" if written is None else f": {written:,} bytes written, {free_bytes(path):,} bytes free"
+            raise DiskError(f"{path}: the disk is full{sizes}; {way_out}") from error
         raise
 
 
-def _free_bytes(path: Path) -> int:
+def free_bytes(path: Path) -> int:
     """Bytes free where `path` lies, or will lie."""
     while not path.exists() and path != path.parent:
         path = path.parent

@@ -115,3 +115,68 @@ def test_a_line_is_added(tmp_path: Path) -> None:
     files.append_line(tmp_path / "lines", "a")
     files.append_line(tmp_path / "lines", "b")
     assert (tmp_path / "lines").read_text() == "a\nb\n"
+
+
+def test_only_the_first_of_two_files_is_created(tmp_path: Path) -> None:
+    assert files.create_text(tmp_path / "file", "first")
+    assert not files.create_text(tmp_path / "file", "second")
+    assert (tmp_path / "file").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_folder_appears_whole_and_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    sync = os.fsync
+
+    def note_sync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        sync(descriptor)
+
+    temporary = files.temporary_path(tmp_path / "folder")
+    (temporary / "below").mkdir(parents=True)
+    (temporary / "below" / "file").write_text("text")
+    monkeypatch.setattr(os, "fsync", note_sync)
+    files.publish_folder(temporary, tmp_path / "folder")
+    assert (tmp_path / "folder" / "below" / "file").read_text() == "text"
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+    assert sorted(synced[:2]) == ["below", "file"] and synced[2:] == [temporary.name, tmp_path.name]
+
+
+def test_a_folder_that_was_removed_does_not_come_back(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    with pytest.raises(DiskError, match=r"gone/file: cannot be written \(No such file or directory\)"):
+        files.write_text(gone / "file", "text", make_folder=False)
+    with pytest.raises(DiskError, match=r"gone/file: cannot be written \(No such file or directory\)"):
+        files.create_text(gone / "file", "text")
+    assert not gone.exists()
+
+
+def test_a_file_that_was_to_be_read_is_no_matter_of_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="other"), files.explained_writes(tmp_path / "file"):
+        (tmp_path / "other").read_text()
+
+
+def test_a_disk_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(DiskError, match=r"file: cannot be written \(Read-only file system\); choose"),
+        files.explained_writes(tmp_path / "file"),
+    ):
+        raise OSError(30, "Read-only file system")
+
+
+def test_a_full_disk_tells_the_bytes_where_they_are_known(tmp_path: Path) -> None:
+    words = r"file: the disk is full: 1,234 bytes written, [\d,]+ bytes free; free space there"
+    with pytest.raises(DiskError, match=words), files.explained_writes(tmp_path / "file", written=1234):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_folder_that_a_dead_process_left_goes(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    ours = files.temporary_path(tmp_path / "folder")
+    dead = ours.with_name(ours.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
+    for folder in (ours, dead):
+        folder.mkdir()
+        (folder / "file").touch()
+    files.remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [ours]
