@@ -89,7 +89,7 @@ def convert(config: SurgeryConfig, *, source: Path, out_dir: Path, norms: dict[s
 
     `norms`: weights of the norms that are put in, by their Hugging Face names; default: ones.
 
-    Raises: SurgeryError if a tensor holds NaN or infinity, or the disk is full; then nothing stays behind.
+    Raises: SurgeryError if a tensor holds NaN or infinity, DiskError if the disk is full; then nothing stays behind.
     """
     with Checkpoint(source) as checkpoint:
         shape = with_qk_norm(checkpoint.shape, config.qk_norm, str(source))

@@ -1,10 +1,7 @@
-"""Writing files so that a reader sees all of one or nothing."""
+"""Reading JSON, digests of files, and folders that are as before after a failure."""
 
-import errno
 import hashlib
 import json
-import os
-import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,45 +10,6 @@ from typing import Any
 from model_surgery.errors import SurgeryError
 
 _SAMPLE = 1 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path`, synced to disk, if the block ends well.
-
-    Raises: SurgeryError if the disk is full; the temporary file is removed on every error.
-    """
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-    try:
-        with full_disk_is_bad_input(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            with temporary.open("rb") as handle:
-                os.fsync(handle.fileno())
-            temporary.chmod(_usual_mode())  # safetensors makes files that only their owner may read
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _usual_mode() -> int:
-    """The permissions that a plain open() gives a new file; the process's mask can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
-
-
-@contextmanager
-def full_disk_is_bad_input(path: Path) -> Iterator[None]:
-    """Turns the operating system's (or safetensors') "no space left" or "quota exceeded" into one clear line."""
-    try:
-        yield
-    except Exception as error:
-        if getattr(error, "errno", None) in _FULL or any(os.strerror(number) in str(error) for number in _FULL):
-            raise SurgeryError(f"{path}: the disk is full; free space there or choose another folder") from error
-        raise
 
 
 @contextmanager
@@ -73,26 +31,6 @@ def remove_files(paths: Iterable[Path]) -> None:
     """Deletes those that are there, in this order."""
     for path in paths:
         path.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes `value` as readable JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from foundation.files import atomic_path, write_json
 from model_surgery.architectures import Rule, rules
-from model_surgery.files import atomic_path, remove_files, write_json
+from model_surgery.files import remove_files
 from model_surgery.layout import LAYOUT_FILE, Entry, Layout, Piece, dtype_name
 from model_surgery.partition import split
 from model_surgery.shape import ModelShape

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foundation.files import atomic_path, write_json
 from model_surgery.architectures import source_shapes
 from model_surgery.errors import SurgeryError
-from model_surgery.files import atomic_path, write_json
 from model_surgery.shape import shape_from_config
 from model_surgery.tensor_file import TensorFile
 
@@ -43,7 +43,7 @@ def draw_checkpoint(folder: Path, config: dict[str, Any], seed: int, std: Std | 
     Equal arguments give equal bytes, whatever the number of threads, on every CPU with AVX2; torch rounds otherwise
     where there is none.
 
-    Raises: SurgeryError if the config is not of a supported model, or the disk is full.
+    Raises: SurgeryError if the config is not of a supported model; DiskError if the disk is full.
     """
     where = str(folder / "config.json")
     shape, default = shape_from_config(config, where), initializer_range(config, where)

@@ -20,7 +20,8 @@ def reshard(source: Path, *, tensor_parallel: int, out_dir: Path) -> Layout:
     The files are those that surgery would have written at that degree, byte for byte, so from TP a to b and back to a
     gives the first files again. Of a tensor that every rank holds whole, the first rank's copy is taken.
 
-    Raises: SurgeryError if the layout is damaged, there are more ranks than query heads, or the disk is full.
+    Raises: SurgeryError if the layout is damaged or there are more ranks than query heads, DiskError if the disk is
+    full.
     """
     layout = Layout.load(source)
     check_degree(layout.shape, tensor_parallel)

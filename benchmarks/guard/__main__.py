@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.guard.plot import Run, draw
-from model_surgery.files import write_text
+from foundation.files import write_text
 from pipeline.errors import BAD_INPUT, StageFailed
 from pipeline.recalibration.metrics import read_events, read_metrics
 from pipeline.recipe.recipe import load_recipe

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from foundation.files import sync_folder
 from model_surgery.architectures import rules
 from model_surgery.config import SurgeryConfig
 from model_surgery.convert import convert
-from model_surgery.files import sync_folder
 from model_surgery.partition import join, split
 from model_surgery.shape import read_shape
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from foundation.files import atomic_path, write_json, write_text
 from model_surgery.config import ExportConfig
 from model_surgery.errors import SurgeryError
 from model_surgery.export.formats import HubFormat, format_of
@@ -14,7 +15,7 @@ from model_surgery.export.losses import LOSS_LIMIT, compare_losses
 from model_surgery.export.model_card import model_card
 from model_surgery.export.tokenizer import copy_tokenizer
 from model_surgery.export.weights import write_weights
-from model_surgery.files import atomic_path, nothing_left_on_failure, read_json, write_json, write_text
+from model_surgery.files import nothing_left_on_failure, read_json
 from model_surgery.head_scales import HeadScales, check_head_scales
 from model_surgery.layout import Layout
 from model_surgery.shape import ModelShape, read_shape

@@ -5,7 +5,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from model_surgery.files import atomic_path, read_json, write_json
+from foundation.files import atomic_path, write_json
+from model_surgery.files import read_json
 
 TOKENIZER_FILES = (
     "tokenizer.json",

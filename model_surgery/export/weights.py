@@ -6,10 +6,10 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from foundation.files import atomic_path, write_json
 from model_surgery.architectures import Join
 from model_surgery.errors import SurgeryError
 from model_surgery.export.formats import HubFormat
-from model_surgery.files import atomic_path, write_json
 from model_surgery.head_scales import HeadScales, fold_heads
 from model_surgery.layout import Entry, Layout, read_sources
 from model_surgery.softmax_scale import fold

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from foundation.full_disk import explained_full_disk
 from model_surgery.architectures import rules
 from model_surgery.checkpoint import Checkpoint
-from model_surgery.files import full_disk_is_bad_input
 from model_surgery.layout import Layout, read_rank, read_sources
 from model_surgery.shape import ModelShape, read_shape
 from model_surgery.verification.reference import logits_of, model_of_layers, reference_config, source_logits
@@ -131,7 +131,7 @@ def verify(
     layers = sampled_layers(layout.shape.layers) if sample else tuple(range(layout.shape.layers))
     runs = planned_runs(shape, layout.shape, layers)
     changed = changed_tensors(source, folder, layout, norms)  # first: the cheapest way to find a damaged disk
-    with tempfile.TemporaryDirectory(prefix="drope-verify-") as scratch, full_disk_is_bad_input(Path(scratch)):
+    with tempfile.TemporaryDirectory(prefix="drope-verify-") as scratch, explained_full_disk(Path(scratch)):
         processes = _start_layout_processes(folder, layout.tensor_parallel, tokens, runs, Path(scratch))
         try:
             wanted = {run.name: reference_logits(source, run, tokens, norms) for run in runs}

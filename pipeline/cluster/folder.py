@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from model_surgery.files import write_json, write_text
+from foundation.files import write_json, write_text
 from pipeline.errors import RecipeError
 
 JOBS = "jobs"

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from model_surgery.files import atomic_path
+from foundation.files import atomic_path
 
 NAMES = tuple(
     """anna ben carla david emma frank greta henry ida jonas karin leo maria nils olga paul quentin rosa simon tina

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pipeline
-from model_surgery.files import write_json
+from foundation.files import write_json
 from pipeline.demo.corpus import FOODS, NAMES, write_parquet
 from pipeline.demo.start import write_random_model
 from pipeline.errors import RecipeError

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from model_surgery.files import write_text
+from foundation.files import write_text
 from pipeline.recalibration.checkpoints.state import STATE_FILE, PortableState, read_state
 from pipeline.recalibration.measured import VALIDATION_FILE
 from pipeline.recalibration.metrics import METRICS_FILE, keep_steps

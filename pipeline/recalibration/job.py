@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from model_surgery.files import write_json
+from foundation.files import write_json
 from pipeline.recipe.recalibration import RecalibrationConfig
 
 END_FILE = "end.json"

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from foundation.files import atomic_path
 from model_surgery.architectures import rules
-from model_surgery.files import atomic_path
 from model_surgery.layout import Layout
 from model_surgery.layout_writer import LayoutWriter
 from model_surgery.megatron.model import token_losses

@@ -83,7 +83,7 @@ def draw_source(recipe: Recipe, tokenizer: Path) -> Path:
 
     `tokenizer`: the folder of the tokenizer that goes with a drawn one.
 
-    Raises: RecipeError if there is none to be had, SurgeryError if the disk is full.
+    Raises: RecipeError if there is none to be had, DiskError if the disk is full.
     """
     folder, seed = source_folder(recipe), recipe.model.random_seed
     if seed is None:

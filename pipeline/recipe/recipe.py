@@ -110,7 +110,7 @@ def _list_item(items: list[Any], key: str, override: str) -> Any:
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Writes the resolved recipe as YAML, atomically."""
-    from model_surgery.files import atomic_path
+    from foundation.files import atomic_path
 
     with atomic_path(path) as temporary:
         temporary.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")

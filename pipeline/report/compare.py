@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_surgery.files import atomic_path
+from foundation.files import atomic_path
 from pipeline.errors import RecipeError
 from pipeline.report.claims import Claim, compare
 from pipeline.report.measures import LONGBENCH, NEEDLES, Measure

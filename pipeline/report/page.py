@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from eval.results import Results
-from model_surgery.files import atomic_path
+from foundation.files import atomic_path
 from pipeline.recipe.recipe import Recipe
 from pipeline.report import tables
 from pipeline.report.claims import all_claims, summary
@@ -75,7 +75,7 @@ def write_report(recipe: Recipe, run: Path, out_dir: Path) -> Path:
 
     Equal inputs give equal bytes. Raises: RecipeError if no stage of the run is complete, a file that the page is
     made from has changed or published numbers cannot be read; EvaluationError for results of another form;
-    SurgeryError if the disk is full.
+    DiskError if the disk is full.
     """
     content = collect(read_run(recipe, run))
     page = render(content).encode()

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from model_surgery.files import write_json
+from foundation.files import write_json
 from pipeline.errors import BAD_INPUT, RecipeError
 from pipeline.recipe.recipe import Recipe
 from pipeline.runs.disk import explained_full_disk

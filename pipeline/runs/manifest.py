@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from model_surgery.files import file_digest, write_json
+from foundation.files import write_json
+from model_surgery.files import file_digest
 from pipeline.errors import RecipeError
 
 MANIFEST_FILE = "manifest.json"

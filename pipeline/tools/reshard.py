@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from model_surgery.files import full_disk_is_bad_input
+from foundation.full_disk import explained_full_disk
 from model_surgery.layout import LAYOUT_FILE
 from model_surgery.reshard import reshard as reshard_layout
 from pipeline.errors import RecipeError
@@ -19,7 +19,7 @@ from pipeline.runs.folder import RECIPE_FILE
 def reshard(path: Path, *, tensor_parallel: int, out_dir: Path) -> str:
     """Writes what is at `path` to `out_dir`, cut for `tensor_parallel` ranks; says what it wrote.
 
-    Raises: RecipeError or SurgeryError on bad input; then `out_dir` is as it was.
+    Raises: RecipeError, SurgeryError or DiskError on bad input; then `out_dir` is as it was.
     """
     refuse_place(path, out_dir)
     if (path / LAYOUT_FILE).is_file():
@@ -71,11 +71,11 @@ def refuse_unseen(out_dir: Path, step: int) -> None:
 def new_folder(folder: Path) -> Iterator[None]:
     """A folder to be filled; if that fails it is as before, and so are the folders above it.
 
-    Raises: SurgeryError if the disk is full.
+    Raises: DiskError if the disk is full.
     """
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
-        with full_disk_is_bad_input(folder):
+        with explained_full_disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
             yield
     except BaseException:

@@ -1,5 +1,7 @@
 """Files are whole or absent, with names that no other process uses."""
 
+import errno
+import json
 import os
 import socket
 import subprocess
@@ -34,6 +36,13 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         raise Interrupted
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_readable(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"é": [1, 2.5, None]})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"é": [1, 2.5, None]}
+    assert text.startswith('{\n  "é": [')
 
 
 def test_newlines_are_kept(tmp_path: Path) -> None:
@@ -103,6 +112,22 @@ def test_a_full_disk_is_one_line(small_disk: Path) -> None:
     with pytest.raises(DiskError, match=r"big\.txt: the disk is full; free space there"):
         files.write_text(small_disk / "big.txt", "x" * 100_000)
     assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_no_space_and_no_quota_are_a_full_disk(number: int, tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match=r"a\.bin: the disk is full"), files.atomic_path(tmp_path / "a.bin"):
+        raise OSError(number, os.strerror(number))
+    # safetensors and child processes have only the text
+    with pytest.raises(DiskError, match=r"a\.bin: the disk is full"), files.atomic_path(tmp_path / "a.bin"):
+        raise RuntimeError(f"I/O error: {os.strerror(number)} (os error {number})")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_input_output_error_is_no_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Input/output error"), files.atomic_path(tmp_path / "a.bin"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_in_the_way_is_one_line(tmp_path: Path) -> None:

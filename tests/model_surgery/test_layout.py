@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from foundation.errors import DiskError
 from model_surgery.architectures import Rule, rules, source_shapes
 from model_surgery.checkpoint import Checkpoint
 from model_surgery.config import SurgeryConfig
@@ -285,7 +286,7 @@ def test_a_full_disk_is_bad_input(
 ) -> None:
     monkeypatch.setattr("model_surgery.layout_writer._WAITING_BYTES", waiting_bytes)
     (small_disk / "other").write_bytes(bytes(40_000))
-    with pytest.raises(SurgeryError, match="the disk is full") as refused:
+    with pytest.raises(DiskError, match="the disk is full") as refused:
         convert(SurgeryConfig(tensor_parallel=2), source=tiny_model, out_dir=small_disk / "layout")
     assert "\n" not in str(refused.value)
     assert list((small_disk / "layout").iterdir()) == []

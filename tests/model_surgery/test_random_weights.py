@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from foundation.errors import DiskError
 from model_surgery.checkpoint import Checkpoint
 from model_surgery.errors import SurgeryError
 from model_surgery.random_weights import draw_checkpoint
@@ -120,7 +121,7 @@ def test_what_is_cut_off_is_no_checkpoint(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line(small_disk: Path) -> None:
     (small_disk / "other").write_bytes(bytes(40_000))
-    with pytest.raises(SurgeryError, match=r"model\.safetensors: the disk is full"):
+    with pytest.raises(DiskError, match=r"model\.safetensors: the disk is full"):
         draw_checkpoint(small_disk / "out", LLAMA, 0)
     assert list((small_disk / "out").iterdir()) == []
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from foundation.errors import DiskError
 from model_surgery.architectures import rules, source_shapes
 from model_surgery.config import SurgeryConfig
 from model_surgery.convert import convert
@@ -113,6 +114,6 @@ def test_copies_that_differ_are_told_of(
 
 def test_a_full_disk_is_one_line(layouts: dict[int, Path], small_disk: Path) -> None:
     (small_disk / "other").write_bytes(bytes(40_000))
-    with pytest.raises(SurgeryError, match="the disk is full"):
+    with pytest.raises(DiskError, match="the disk is full"):
         reshard(layouts[2], tensor_parallel=1, out_dir=small_disk / "out")
     assert not (small_disk / "out" / LAYOUT_FILE).exists()

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from model_surgery.files import sync_folder
+from foundation.files import sync_folder
 
 _MARKER = "complete"
 _NAME = re.compile(r"step-(\d+)")

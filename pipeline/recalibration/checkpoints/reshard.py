@@ -4,8 +4,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from foundation.files import write_json, write_text
 from model_surgery.architectures import rules
-from model_surgery.files import write_json, write_text
 from model_surgery.layout_writer import LayoutWriter
 from model_surgery.reshard import check_degree
 from pipeline.recalibration.checkpoints import folders
@@ -20,8 +20,8 @@ def write_portable(source: Source, out_dir: Path, *, tensor_parallel: int) -> Po
 
     It holds nothing but the source's state, so from TP a to b and back to a gives the first files again.
 
-    Raises: RecipeError or SurgeryError if the source is damaged, there are more ranks than query heads, or the disk is
-    full.
+    Raises: RecipeError or SurgeryError if the source is damaged or there are more ranks than query heads; DiskError if
+    the disk is full.
     """
     state = source.state
     check_degree(state.shape, tensor_parallel)

@@ -8,7 +8,7 @@ from pathlib import Path
 import deepspeed
 import torch
 
-from model_surgery.files import write_json
+from foundation.files import write_json
 from pipeline.errors import StageFailed
 from pipeline.recalibration.checkpoints import folders
 from pipeline.recalibration.checkpoints.fp8 import FP8_KEY, scales_of

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model_surgery.files import write_text
+from foundation.files import write_text
 from pipeline.errors import RecipeError
 from pipeline.recipe.recalibration import GuardConfig
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from model_surgery.files import write_json
+from foundation.files import write_json
 from pipeline.recalibration.pulse.beat import Beat
 
 FAULT_FILE = "hang.json"

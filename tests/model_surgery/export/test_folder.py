@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, SmolLM3ForCausalLM
 
+from foundation.errors import DiskError
 from model_surgery import export
 from model_surgery.architectures import Rule
 from model_surgery.checkpoint import Checkpoint, weight_files
@@ -216,7 +217,7 @@ def test_weights_that_the_dtype_cannot_hold_are_refused(make_shape: Callable, ti
 
 def test_a_full_disk_is_bad_input(trained: Callable[[str], Path], tiny_model: Path, small_disk: Path) -> None:
     (small_disk / "other").write_bytes(bytes(40_000))
-    with pytest.raises(SurgeryError, match="the disk is full") as refused:
+    with pytest.raises(DiskError, match="the disk is full") as refused:
         run(trained("none"), tiny_model, small_disk / "export")
     assert "\n" not in str(refused.value)
     assert [path.name for path in small_disk.iterdir()] == ["other"]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from foundation.errors import DiskError
 from model_surgery.architectures import rules
 from model_surgery.errors import SurgeryError
 from model_surgery.layout import Layout, read_joined, read_rank
@@ -275,7 +276,7 @@ def test_no_code_of_a_checkpoint_is_run(checkpoint: Path, tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("small_disk", ["300k"], indirect=True)
 def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint: Path, small_disk: Path) -> None:
-    with pytest.raises(SurgeryError, match="the disk is full"):
+    with pytest.raises(DiskError, match="the disk is full"):
         reshard(checkpoint, tensor_parallel=1, out_dir=small_disk / "a" / "out")
     assert list(small_disk.iterdir()) == []
 
