@@ -20,8 +20,8 @@ from benchmarks.gpu_train import report
 from benchmarks.gpu_train.cases import MODELS, WAYS, Case, fitting
 from model_surgery.megatron.te.availability import is_installed
 from model_surgery.megatron.te.settings import FILLED_HEAD_DIM
+from pipeline.launch.devices import device_memory
 from pipeline.recalibration.mfu import peak_flops
-from pipeline.recalibration.ranks import device_memory
 
 _MICRO = {"360m": 16, "1.7b": 8, "7b": 2, "tiny": 2}
 

@@ -17,7 +17,7 @@ from foundation.files import write_text
 from pipeline.errors import BAD_INPUT, StageFailed
 from pipeline.recalibration.metrics import read_events, read_metrics
 from pipeline.recipe.recipe import load_recipe
-from pipeline.runs import local as run_local
+from pipeline.stages.run import run as run_stages
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
 STAGES = ("data", "surgery", "recalibration")
@@ -56,7 +56,7 @@ def train_all(folder: Path, overrides: tuple[str, ...]) -> Iterator[Run]:
             )
             recipe = load_recipe(RECIPE, (*overrides, *own))
             try:
-                run_local.run(recipe, STAGES)
+                run_stages(recipe, STAGES)
             except StageFailed as error:
                 logging.warning("%s: %s", recipe.name, error)
             out = recipe.folder / "recalibration"

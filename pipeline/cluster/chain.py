@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.cluster.folder import JobsFolder
-from pipeline.cluster.parts import TRAININGS, Part
+from pipeline.cluster.parts import Part
 from pipeline.cluster.spread import usable_slots
 from pipeline.errors import RecipeError
 from pipeline.recipe.recipe import Recipe
@@ -37,7 +37,7 @@ def job_of(
     words = [*shlex.split(profile.drope or own_command()), "job", str(recipe_file), "--part", part.name]
     if part.does == "tasks":
         words += ["--of", str(part.tasks), *(["--offset", str(offset)] if offset else [])]
-    if part.stage in TRAININGS:
+    if part.stage.spans_nodes:
         words += ["--per-node", str(slots_per_node(resources)), "--nodes-min", str(resources.nodes_min)]
         words += ["--exclude", resources.exclude] if resources.exclude else []
     return Job(
@@ -64,11 +64,10 @@ def resources_of(part: Part, recipe: Recipe, profile: ClusterProfile) -> Resourc
 
     Raises: RecipeError for a training that the profile has no room for.
     """
-    # Putting scores together needs no GPU, and a partition of GPUs may not take jobs that ask for none.
-    asked = profile.resources("report" if part.name == "evaluation-merge" else part.stage)
-    if part.stage not in TRAININGS:
+    asked = profile.resources(part.resources_of)
+    if not part.stage.spans_nodes:
         return asked.model_copy(update={"nodes": 1, "nodes_min": 1})
-    most, fewest = nodes_of_training(part.stage, recipe, asked)
+    most, fewest = nodes_of_training(part.stage.name, recipe, asked)
     return asked.model_copy(update={"nodes": most, "nodes_min": fewest})
 
 

@@ -54,7 +54,7 @@ class Attempt(_Record):
     nodes: tuple[str, ...]
     started: datetime
     progress: int
-    """What the stage's folder held at the start, see `pipeline.stages.progress`."""
+    """What the stage's folder held at the start, see `pipeline.runs.stage.Stage.progress`."""
     ended: datetime | None = None
     """None: it is under way, or ended without being able to say so."""
     code: int | None = None

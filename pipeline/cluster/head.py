@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.cluster.spread import ranks_of_nodes
 from pipeline.cluster.wire import Wire, free_port, interface_of
 from pipeline.errors import RecipeError, StageFailed
+from pipeline.launch.devices import device_memory
 from pipeline.launch.processes import Failure, Torchrun, running
 from pipeline.launch.signals import wait_and_pass_on
 from slurm.step import Step
@@ -48,8 +49,6 @@ class Head:
     def memory_bytes(self) -> int:
         """Of one slot of this node; all nodes are taken to be alike."""
         import torch
-
-        from pipeline.recalibration.ranks import device_memory
 
         return device_memory() if torch.cuda.device_count() else device_memory() // self._per_node
 

@@ -9,15 +9,15 @@ from typing import Literal
 
 from pipeline.cluster.folder import Attempt, Attempts, JobsFolder
 from pipeline.cluster.nodes import exclude, suspects, versions
-from pipeline.cluster.parts import TRAININGS
 from pipeline.cluster.spread import fitting_data_parallel, usable_slots
 from pipeline.errors import BAD_INPUT, REQUEUE, OutOfTime, RecipeError, StageFailed, Stopped, exit_code
 from pipeline.launch.patience import patiently, seen
 from pipeline.launch.signals import stopped_by_signals
 from pipeline.recipe.recipe import Recipe
 from pipeline.runs.manifest import MANIFEST_FILE, now
-from pipeline.stages.order import Stage, stages_of
-from pipeline.stages.progress import progress
+from pipeline.runs.stage import ArrayStage, Stage
+from pipeline.stages.order import stage_named
+from pipeline.stages.run import run, run_task
 from slurm.step import Step, node_names
 
 log = logging.getLogger(__name__)
@@ -64,30 +64,25 @@ def run_job(recipe: Recipe, work: Work) -> int:
     with recorded(folder, step, work), stopped_by_signals():
         refuse_endless(folder.attempts(work.part, step.job_id, step.task), work)
         avoid_bad_nodes(folder, step, work)
-        stage = next(stage for stage in stages_of(recipe) if stage.name == work.stage)
+        stage = stage_named(work.stage)
         await_inputs(recipe, stage)
-        if work.stage in TRAININGS:
+        if stage.spans_nodes:
             train(recipe, work, step, folder)
         else:
-            do(recipe, work, step)
+            do(recipe, stage, work, step)
     return 0
 
 
-def do(recipe: Recipe, work: Work, step: Step) -> None:
+def do(recipe: Recipe, stage: Stage, work: Work, step: Step) -> None:
     """A stage, or its tasks or merge, on this node alone."""
-    from pipeline.stages import data_tasks, evaluation_tasks
-
-    tasks = {"data": data_tasks, "evaluation": evaluation_tasks}.get(work.stage)
-    if work.does == "tasks":
-        tasks.run_task(recipe, (step.task or 0) + work.offset, work.of)
+    if isinstance(stage, ArrayStage) and work.does == "tasks":
+        run_task(stage, recipe, (step.task or 0) + work.offset, work.of)
         return
-    from pipeline.runs.local import run  # brings torch, which a thousand tasks of data do without
-
-    if work.does == "merge":
+    if isinstance(stage, ArrayStage) and work.does == "merge":
         try:
-            patiently(lambda: tasks.check_merge(recipe), *BAD_INPUT, seconds=_MERGE_PATIENCE)
+            patiently(lambda: stage.check_merge(recipe), *BAD_INPUT, seconds=_MERGE_PATIENCE)
         except BAD_INPUT as error:
-            if work.stage != "data":  # scores may need a GPU, tokens do not
+            if not stage.merge_finishes:
                 raise
             log.info("%s", error)
             log.info("the rest is done here")
@@ -97,7 +92,6 @@ def do(recipe: Recipe, work: Work, step: Step) -> None:
 def train(recipe: Recipe, work: Work, step: Step, folder: JobsFolder) -> None:
     """A training on all nodes of the job."""
     from pipeline.cluster.head import Head
-    from pipeline.runs.local import run
 
     per_node = usable_slots(work.per_node, recipe.surgery.tensor_parallel)
     head = Head(step, token=folder.token, per_node=per_node, versions=versions())
@@ -144,7 +138,8 @@ def recorded(folder: JobsFolder, step: Step, work: Work) -> Iterator[None]:
     A time limit in which nothing was finished is made a failure: it would be so again and again.
     """
     before = folder.attempts(work.part, step.job_id, step.task)
-    reached = progress(work.stage, folder.run / work.stage)
+    stage, stage_dir = stage_named(work.stage), folder.run / work.stage
+    reached = stage.progress(stage_dir)
     attempt = Attempt(restarts=step.restarts, nodes=step.nodes, started=now(), progress=reached)
     folder.write_attempts(_with(before, attempt))
     code, message = 1, "ended by an error that it did not foresee; see its log"
@@ -153,7 +148,7 @@ def recorded(folder: JobsFolder, step: Step, work: Work) -> Iterator[None]:
             yield
             code, message = 0, ""
         except OutOfTime as error:
-            if progress(work.stage, folder.run / work.stage) == reached:
+            if stage.progress(stage_dir) == reached:
                 raise StageFailed(
                     f"{error}; nothing was finished in this allocation, so the job is not requeued: give it more time "
                     "(time, restarts.warning_seconds in the cluster profile), or let checkpoints come sooner"
@@ -217,7 +212,6 @@ def await_inputs(recipe: Recipe, stage: Stage) -> None:
 
     A stage that never comes is the stage's own error, which says more.
     """
-    names = {other.name for other in stages_of(recipe)}
-    for name in (*stage.needs, *stage.needs_also(recipe)):
-        if name in names and not seen(recipe.folder / name / MANIFEST_FILE):
+    for name in stage.needs(recipe):
+        if not seen(recipe.folder / name / MANIFEST_FILE):
             log.warning("%s is not seen on this node", recipe.folder / name / MANIFEST_FILE)

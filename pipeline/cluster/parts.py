@@ -6,20 +6,16 @@ from typing import Literal
 
 from pipeline.errors import RecipeError
 from pipeline.recipe.recipe import Recipe
-from pipeline.stages.order import Stage, stages_of
+from pipeline.runs.stage import ArrayStage, Stage
+from pipeline.stages.order import stages_of
 from slurm.profile import ClusterProfile
-
-ARRAYS = ("data", "evaluation")
-"""Stages that many tasks can do."""
-TRAININGS = ("recalibration", "control")
-MOST_TASKS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Part:
     """One job, or array of jobs, of a stage."""
 
-    stage: str
+    stage: Stage
     does: Literal["all", "tasks", "merge"]
     """The whole stage, its tasks, or putting together what the tasks made."""
     needs: tuple[str, ...]
@@ -28,32 +24,35 @@ class Part:
 
     @property
     def name(self) -> str:
-        return f"{self.stage}-merge" if self.does == "merge" else self.stage
+        return f"{self.stage.name}-merge" if self.does == "merge" else self.stage.name
+
+    @property
+    def resources_of(self) -> str:
+        """The stage whose resources of a cluster it asks for."""
+        if self.does == "merge" and isinstance(self.stage, ArrayStage) and self.stage.merge_resources:
+            return self.stage.merge_resources
+        return self.stage.name
 
 
 def parts_of(recipe: Recipe, profile: ClusterProfile, stages: Sequence[Stage]) -> list[Part]:
     """The parts of these stages, in order. A need for a stage that is not among them is left out."""
     last: dict[str, str] = {}
-    found: list[Part] = []
+    parts: list[Part] = []
     for stage in stages:
-        needs = tuple(last[name] for name in (*stage.needs, *stage.needs_also(recipe)) if name in last)
-        tasks = min(profile.resources(stage.name).tasks or 1, most_tasks(recipe, stage.name))
+        needs = tuple(last[name] for name in stage.needs(recipe) if name in last)
+        tasks = min(profile.resources(stage.name).tasks or 1, most_tasks(recipe, stage))
         if tasks > 1:
-            found.append(Part(stage.name, "tasks", needs, tasks))
-            found.append(Part(stage.name, "merge", (stage.name,)))
+            parts.append(Part(stage, "tasks", needs, tasks))
+            parts.append(Part(stage, "merge", (stage.name,)))
         else:
-            found.append(Part(stage.name, "all", needs))
-        last[stage.name] = found[-1].name
-    return found
+            parts.append(Part(stage, "all", needs))
+        last[stage.name] = parts[-1].name
+    return parts
 
 
-def most_tasks(recipe: Recipe, stage: str) -> int:
-    """How many tasks could have something to do, where that is known before any work; 1 for what cannot be divided."""
-    if stage == "evaluation":
-        from eval.units import plan_units
-
-        return len(plan_units(recipe.evaluation))
-    return MOST_TASKS if stage in ARRAYS else 1
+def most_tasks(recipe: Recipe, stage: Stage) -> int:
+    """How many tasks could have something to do; 1 for what cannot be divided."""
+    return stage.most_tasks(recipe) if isinstance(stage, ArrayStage) else 1
 
 
 def stages_between(recipe: Recipe, first: str | None, last: str | None) -> list[Stage]:

@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.cluster.chain import resources_of
-from pipeline.cluster.parts import TRAININGS, parts_of
+from pipeline.cluster.parts import parts_of
 from pipeline.recipe.recipe import Recipe
 from pipeline.stages.order import stages_of
+from pipeline.stages.training import trainings_of
 from pipeline.tools.plan import Plan
 from slurm.profile import ClusterProfile, seconds_of
 
@@ -58,7 +59,7 @@ def plan_parts(recipe: Recipe, profile: ClusterProfile, plan: Plan) -> list[Part
         asked = resources_of(part, recipe, profile)
         gpus = asked.gpus or 0
         hours = None
-        if part.stage in TRAININGS and gpus:
+        if part.stage.spans_nodes and gpus:
             hours = plan.gpu_hours / plan.trainings / (gpus * (asked.nodes or 1))
         limit = seconds_of(asked.time) / 3600 if asked.time else None
         found.append(
@@ -90,6 +91,6 @@ def as_dicts(parts: list[PartPlan]) -> list[dict[str, Any]]:
 
 
 def slots_of_training(recipe: Recipe, profile: ClusterProfile) -> int:
-    """GPUs of the recalibration's nodes; 0 where it has none."""
-    asked = profile.resources("recalibration")
+    """GPUs of the nodes of the recipe's first training; 0 where they have none."""
+    asked = profile.resources(trainings_of(recipe)[0])
     return (asked.gpus or 0) * (asked.nodes or 1)

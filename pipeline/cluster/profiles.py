@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.errors import RecipeError
 from pipeline.recipe.yaml_files import read_yaml, validated
-from pipeline.stages.order import STAGES
+from pipeline.stages import order
 from slurm.profile import ClusterProfile
 
 CLUSTERS = Path(__file__).resolve().parents[2] / "clusters"
@@ -18,7 +18,7 @@ def load_profile(name: str) -> ClusterProfile:
     """
     path = profile_path(name)
     profile = validated(ClusterProfile, read_yaml(path, "cluster profile"), path)
-    known = [stage.name for stage in STAGES]
+    known = [stage.name for stage in order.STAGES]
     for stage in profile.stages:
         if stage not in known:
             near = difflib.get_close_matches(stage, known, n=1)

@@ -10,13 +10,13 @@ from pipeline.cluster.chain import job_of, recipe_copy, resources_of, write_reci
 from pipeline.cluster.folder import JobNames, JobsFolder, Submitted
 from pipeline.cluster.lock import only_one
 from pipeline.cluster.nodes import readmit
-from pipeline.cluster.parts import TRAININGS, Part, parts_of, stages_between
+from pipeline.cluster.parts import Part, parts_of, stages_between
 from pipeline.errors import RecipeError
 from pipeline.recipe.recipe import Recipe
 from pipeline.runs.folder import LOCK_FILE, is_complete, refuse_foreign_folder
 from pipeline.runs.manifest import now
-from pipeline.stages.order import Stage, stages_of
-from pipeline.stages.undone import undone_tasks
+from pipeline.runs.stage import ArrayStage, Stage
+from pipeline.stages.order import stages_of
 from slurm import client
 from slurm.client import JobState
 from slurm.job import Job, ranges
@@ -63,7 +63,7 @@ class Submission:
         asked = {stage.name for stage in stages}
         pending = [stage for stage in stages_of(recipe) if not is_complete(stage, recipe)]
         self._all_parts = parts_of(recipe, profile, pending)
-        self.parts = [part for part in self._all_parts if part.stage in asked]
+        self.parts = [part for part in self._all_parts if part.stage.name in asked]
         self.chain = Chain(skipped=[stage.name for stage in stages if stage not in pending])
         self._names = JobNames(recipe.name, self.folder.label if self.folder.exists else _UNKNOWN_LABEL)
         self._active: list[JobState] = []
@@ -114,8 +114,8 @@ class Submission:
             for need in part.needs:
                 if not self._is_own(need) and not self._on_their_way(need):
                     raise RecipeError(
-                        f"--from {self.parts[0].stage}: stage {part.stage} needs stage {need.removesuffix('-merge')}, "
-                        "which is not complete"
+                        f"--from {self.parts[0].stage.name}: stage {part.stage.name} needs stage "
+                        f"{need.removesuffix('-merge')}, which is not complete"
                     )
         anew: set[str] = set()
         for part in self.parts:
@@ -153,7 +153,7 @@ class Submission:
         return [job for job in self.folder.submitted() if job.job_id in ids]
 
     def _readmit(self, part: Part, job: Submitted) -> None:
-        if part.stage in TRAININGS and any(s.job_id == job.job_id and s.state == "PENDING" for s in self._active):
+        if part.stage.spans_nodes and any(s.job_id == job.job_id and s.state == "PENDING" for s in self._active):
             again = readmit(self.folder, part.name, job.job_id, resources_of(part, self.recipe, self.profile))
             if again:
                 log.warning(
@@ -162,10 +162,10 @@ class Submission:
 
     def _planned(self, part: Part, recipe_file: Path, kept: list[Submitted]) -> list[Planned]:
         """The part's scripts: one, or for an array as many as its tasks need under the cluster's MaxArraySize."""
-        if part.does != "tasks":
+        if part.does != "tasks" or not isinstance(part.stage, ArrayStage):
             return [self._script(part, recipe_file)]
         on_their_way = self._active_tasks(kept)
-        tasks = [task for task in undone_tasks(self.recipe, part.stage, part.tasks) if task not in on_their_way]
+        tasks = [task for task in part.stage.undone_tasks(self.recipe, part.tasks) if task not in on_their_way]
         size = int(client.setting("MaxArraySize", str(_DEFAULT_ARRAY_SIZE)))
         chunks: dict[int, list[int]] = {}
         for task in tasks:
@@ -213,7 +213,7 @@ class Submission:
         return Submitted(
             time=now(),
             part=part.name,
-            stage=part.stage,
+            stage=part.stage.name,
             does=part.does,
             job_id=job_id,
             name=self._names.write(part.name, offset),

@@ -25,7 +25,7 @@ def load(recipe: Path, overrides: tuple[str, ...]) -> Any:
 def run_stages(recipe: Path, overrides: tuple[str, ...], only: tuple[str, ...]) -> None:
     """Runs the stages (those named in `only`) on this machine and names the page, if there is one."""
     loaded = load(recipe, overrides)
-    from pipeline.runs.local import run  # brings torch, which a mistake in the recipe need not wait for
+    from pipeline.stages.run import run  # brings torch, which a mistake in the recipe need not wait for
 
     run(loaded, only)
     page = loaded.folder / "report" / "report.html"

@@ -112,13 +112,14 @@ def prepare_data(
     if task is None and not merge:
         run_stages(recipe, given, ("data",))
         return
-    from pipeline.stages import data_tasks
+    from pipeline.stages.data import DataStage
+    from pipeline.stages.run import run_task
 
-    loaded = load(recipe, given)
+    loaded, stage = load(recipe, given), DataStage()
     if task is not None and of is not None:
-        data_tasks.run_task(loaded, task, of)
+        run_task(stage, loaded, task, of)
     else:
-        data_tasks.check_merge(loaded)
+        stage.check_merge(loaded)
         run_stages(recipe, given, ("data",))
 
 
@@ -164,13 +165,14 @@ def evaluate(recipe: Path, overrides: tuple[str, ...], task: int | None, of: int
     if task is None and not merge:
         run_stages(recipe, overrides, ("evaluation",))
         return
-    from pipeline.stages import evaluation_tasks
+    from pipeline.stages.evaluation import EvaluationStage
+    from pipeline.stages.run import run_task
 
-    loaded = load(recipe, overrides)
+    loaded, stage = load(recipe, overrides), EvaluationStage()
     if task is not None and of is not None:
-        evaluation_tasks.run_task(loaded, task, of)
+        run_task(stage, loaded, task, of)
     else:
-        evaluation_tasks.check_merge(loaded)
+        stage.check_merge(loaded)
         run_stages(recipe, overrides, ("evaluation",))
 
 
@@ -194,8 +196,9 @@ def report(given: tuple[str, ...], compare: bool, out: Path | None) -> None:
         run_stages(Path(given[0]), given[1:], ("report",))
         return
     from pipeline.report.compare import write_comparison
+    from pipeline.stages.order import REPORT
 
-    page = write_comparison([Path(folder) for folder in given], out or Path("compare.html"))
+    page = write_comparison([Path(folder) for folder in given], out or Path("compare.html"), REPORT.reported)
     click.echo(f"comparison: {page.resolve()}")
 
 

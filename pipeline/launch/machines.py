@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.launch.devices import device_memory
+
 
 class Machines(Protocol):
     """One machine, or several nodes of a cluster."""
@@ -34,8 +36,6 @@ class ThisMachine:
 
     @property
     def memory_bytes(self) -> int:
-        from pipeline.recalibration.ranks import device_memory
-
         return device_memory()
 
     def torchrun(self, module: str, arguments: Sequence[str], *, processes: int, log: Path) -> bool:

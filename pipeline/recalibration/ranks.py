@@ -1,7 +1,5 @@
 """How many ranks, and how many rows at once on each: what `auto` stands for in a recipe."""
 
-import os
-
 from model_surgery.shape import ModelShape
 from pipeline.errors import RecipeError
 from pipeline.recalibration.memory import GIB, TrainingMemory, training_memory
@@ -62,18 +60,6 @@ def check_row_length(config: RecalibrationConfig, tensor_parallel: int, row_leng
             f"recalibration.sequence_parallel: data.row_length = {row_length} is not a multiple of "
             f"surgery.tensor_parallel = {tensor_parallel}; use {fitting}"
         )
-
-
-def device_memory() -> int:
-    """Bytes of this machine's smallest GPU; without one, half of its main memory.
-
-    Half of all, not what is free at the moment: a run that is resumed must choose the same.
-    """
-    import torch
-
-    if count := torch.cuda.device_count():
-        return min(torch.cuda.get_device_properties(number).total_memory for number in range(count))
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _does_not_fit(

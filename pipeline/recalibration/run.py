@@ -23,7 +23,7 @@ from pipeline.recalibration.schedule import check_schedule
 from pipeline.recalibration.validation_check import check_validation
 from pipeline.recalibration.wandb_sync import check_wandb
 from pipeline.recipe.recalibration import RecalibrationConfig
-from pipeline.runs.disk import explained_full_disk
+from pipeline.runs.folder import explained_full_run_disk
 
 log = logging.getLogger(__name__)
 WORKER = "pipeline.recalibration.worker"
@@ -101,7 +101,7 @@ def launch(job: Job, machines: Machines) -> End:
     Fault.take(job.out_dir)
     asked, failure = False, StageFailed("the training processes ended without saying why; see engine.log")
     try:
-        with explained_full_disk(job.out_dir):
+        with explained_full_run_disk(job.out_dir):
             # Not the path of job.json, which other nodes may still see as an earlier session left it.
             arguments = [job.model_dump_json()]
             processes = job.tensor_parallel * job.config.data_parallel

@@ -1,5 +1,6 @@
 """What the report is made from: the complete stages of a run, and only those."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from model_surgery.files import file_digest
 from pipeline.errors import RecipeError
 from pipeline.recipe.recipe import Recipe
 from pipeline.runs.manifest import Manifest
-from pipeline.stages.order import stages_of
 
 Metrics = list[dict[str, Any]]
 """Lines of metrics.jsonl: numbers by name, None where one was not finite, lists where there is one for every layer."""
+StageNames = Callable[[Recipe], Sequence[str]]
+"""Names of the stages of a recipe that a report tells of, in order."""
 _TRAININGS = ("recalibration", "control")
 
 
@@ -43,9 +45,9 @@ class RunData:
     notices: tuple[str, ...]
 
 
-def read_run(recipe: Recipe, run: Path) -> RunData:
+def read_run(recipe: Recipe, run: Path, stage_names: StageNames) -> RunData:
     """Raises: RecipeError if no stage is complete or a file is not the one that its stage left; EvaluationError."""
-    names = [stage.name for stage in stages_of(recipe) if stage.name != "report"]
+    names = stage_names(recipe)
     loaded = {name: Manifest.load(run / name) for name in names}
     manifests = {name: manifest for name, manifest in loaded.items() if manifest is not None}
     if not manifests:

@@ -15,7 +15,7 @@ from pipeline.report.claims import all_claims, summary
 from pipeline.report.comparison import Comparisons, comparisons
 from pipeline.report.cost import CostTable, cost_table
 from pipeline.report.drawn import EVALUATION, TRAINING, Drawn, draw, draw_training
-from pipeline.report.inputs import RunData, read_run
+from pipeline.report.inputs import RunData, StageNames, read_run
 from pipeline.report.lineage import stage_lines, versions, versions_csv
 from pipeline.report.numbers import Check, checks, checks_csv, key_numbers
 from pipeline.report.plots import inline
@@ -70,14 +70,14 @@ class Content:
     files: dict[str, bytes]
 
 
-def write_report(recipe: Recipe, run: Path, out_dir: Path) -> Path:
+def write_report(recipe: Recipe, run: Path, out_dir: Path, stage_names: StageNames) -> Path:
     """Writes out_dir/report.html and its plots and tables; returns the page's path.
 
     Equal inputs give equal bytes. Raises: RecipeError if no stage of the run is complete, a file that the page is
     made from has changed or published numbers cannot be read; EvaluationError for results of another form;
     DiskError if the disk is full.
     """
-    content = collect(read_run(recipe, run))
+    content = collect(read_run(recipe, run, stage_names))
     page = render(content).encode()
     for name in (*FILES, PAGE_FILE):
         (out_dir / name).unlink(missing_ok=True)

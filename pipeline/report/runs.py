@@ -10,7 +10,7 @@ from eval.results import Results
 from pipeline.errors import RecipeError
 from pipeline.recipe.recipe import load_recipe
 from pipeline.report.claims import our_variant
-from pipeline.report.inputs import RunData, read_run
+from pipeline.report.inputs import RunData, StageNames, read_run
 from pipeline.report.measures import Measure, measure
 from pipeline.report.numbers import count
 from pipeline.report.variants import LOOKS
@@ -30,14 +30,14 @@ class Run:
         return measure(self.results, name, metric)
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
+def read_runs(folders: Sequence[Path], stage_names: StageNames) -> list[Run]:
     """The runs in their folders. Raises: RecipeError for fewer than two, one given twice, or one without scores."""
     if len(folders) < 2:
         raise RecipeError(f"--compare takes the folders of two runs or more, not {len(folders)}")
     whole = [folder.resolve() for folder in folders]
     if twice := [folder for place, folder in enumerate(whole) if folder in whole[:place]]:
         raise RecipeError(f"{twice[0]}: is given twice")
-    found = [read_one(folder) for folder in folders]
+    found = [read_one(folder, stage_names) for folder in folders]
     names = [data.recipe.name for data, _ in found]
     return [
         Run(name if names.count(name) == 1 else str(folder), folder, data, results, variant_of(folder, results))
@@ -45,12 +45,12 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     ]
 
 
-def read_one(folder: Path) -> tuple[RunData, Results]:
+def read_one(folder: Path, stage_names: StageNames) -> tuple[RunData, Results]:
     """What the run's folder holds. Raises: RecipeError where it is no run, or has no whole evaluation."""
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
         raise RecipeError(f"{folder}: no folder of a run (it has no recipe.yaml); give the folders that drope run made")
-    data = read_run(load_recipe(recipe), folder)
+    data = read_run(load_recipe(recipe), folder, stage_names)
     if data.results is None:
         raise RecipeError(f"{folder}: its evaluation is not complete; run drope evaluate {recipe}")
     return data, data.results

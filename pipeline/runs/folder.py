@@ -4,16 +4,16 @@ import fcntl
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from foundation.files import write_json
+from foundation.files import is_temporary, write_json
+from foundation.full_disk import explained_full_disk
 from pipeline.errors import BAD_INPUT, RecipeError
-from pipeline.recipe.recipe import Recipe
-from pipeline.runs.disk import explained_full_disk
+from pipeline.recipe.recipe import Recipe, write_recipe
 from pipeline.runs.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -23,7 +23,7 @@ from pipeline.runs.manifest import (
     now,
     read_record,
 )
-from pipeline.stages.order import Stage, stages_of
+from pipeline.runs.stage import Stage
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +80,9 @@ def is_complete(stage: Stage, recipe: Recipe) -> bool:
 
 def refuse_other(stage: Stage, recipe: Recipe, recorded: Identity) -> None:
     """Raises: RecipeError if what is in the stage's folder was made with other settings or from other inputs."""
-    wanted = identify(stage, recipe, partial=True)
-    known = {name: digest for name, digest in recorded.inputs.items() if name in wanted.inputs}
-    changed = differences({"config": recorded.config, "inputs": known}, wanted.model_dump())
+    expected = identify(stage, recipe, partial=True)
+    known = {name: digest for name, digest in recorded.inputs.items() if name in expected.inputs}
+    changed = differences({"config": recorded.config, "inputs": known}, expected.model_dump())
     if changed:
         folder = recipe.folder / stage.name
         more = f" and {len(changed) - 1} more differences" if len(changed) > 1 else ""
@@ -98,9 +98,7 @@ def identify(stage: Stage, recipe: Recipe, *, partial: bool = False) -> Identity
     Raises: RecipeError if an input stage is not complete.
     """
     inputs = dict(stage.sources(recipe))
-    for name in (*stage.needs, *stage.needs_also(recipe)):
-        if name not in {other.name for other in stages_of(recipe)}:
-            continue
+    for name in stage.needs(recipe):
         manifest = Manifest.load(recipe.folder / name)
         if manifest is not None:
             inputs[name] = manifest.digest
@@ -113,8 +111,9 @@ def prepare_folder(stage: Stage, identity: Identity, folder: Path) -> None:
     """An empty folder, or for a stage that resumes the one that was left, marked with what it is made from."""
     if folder.is_dir() and not stage.resumes:
         shutil.rmtree(folder)
-    for leftover in folder.rglob(".*.tmp"):  # of a write that was cut off; it would count as an output
-        leftover.unlink()
+    for path in folder.rglob("*"):
+        if is_temporary(path):  # of a write that was cut off; it would count as an output
+            path.unlink()
     if (folder / STARTED_FILE).is_file():
         log.info("%-13s goes on from where it was cut off", stage.name)
     mark_begun(identity, folder)
@@ -146,6 +145,25 @@ def refuse_foreign_folder(folder: Path) -> None:
         raise RecipeError(f"{folder}: is there already and is not the folder of a run; choose another name or runs_dir")
 
 
+def begin_run(recipe: Recipe) -> None:
+    """Makes the run's folder for tasks that begin at the same time, and leaves the recipe in it.
+
+    Raises: RecipeError if it is something else's folder.
+    """
+    refuse_foreign_folder(recipe.folder)
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    (recipe.folder / LOCK_FILE).touch()  # first of all: it marks the folder as a run's to tasks that start now
+    write_recipe(recipe, recipe.folder / RECIPE_FILE)
+
+
+def explained_full_run_disk(path: Path) -> AbstractContextManager[None]:
+    """As `explained_full_disk`, for what is written below a run's folder.
+
+    Raises: DiskError.
+    """
+    return explained_full_disk(path, "free space there or set runs_dir to another disk", by_free_space=True)
+
+
 @contextmanager
 def run_folder(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[Path]:
     """The run's folder, made if need be and these stages locked; removed again if nothing came to be in it.
@@ -164,7 +182,7 @@ def run_folder(recipe: Recipe, stages: Sequence[Stage]) -> Iterator[Path]:
         for stage in stages:
             locks.enter_context(locked(folder, stage))
         try:
-            with explained_full_disk(folder):
+            with explained_full_run_disk(folder):
                 yield folder
         except BAD_INPUT:
             if not existed and not any(path.is_dir() for path in folder.iterdir()):

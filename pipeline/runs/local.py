@@ -1,17 +1,18 @@
-"""Runs a recipe's stages on this machine: skips what is complete, refuses what does not match, goes on after a kill."""
+"""Runs stages on this machine: skips what is complete, refuses what does not match, goes on after a kill."""
 
 import logging
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.errors import BAD_INPUT, RecipeError
-from pipeline.launch.machines import THIS_MACHINE, Machines
+from pipeline.errors import BAD_INPUT
+from pipeline.launch.machines import Machines
 from pipeline.launch.signals import stop_if_asked, stopped_by_signals
 from pipeline.recipe.recipe import Recipe, write_recipe
-from pipeline.runs.disk import explained_full_disk
 from pipeline.runs.folder import (
     RECIPE_FILE,
     STARTED_FILE,
+    explained_full_run_disk,
     has_progress,
     identify,
     is_complete,
@@ -20,26 +21,25 @@ from pipeline.runs.folder import (
     save_manifest,
 )
 from pipeline.runs.manifest import now
-from pipeline.stages.checks import check_gpus, check_recipe
-from pipeline.stages.order import Stage, stages_of
+from pipeline.runs.stage import Stage
 
 log = logging.getLogger(__name__)
 
 
-def run(recipe: Recipe, only: tuple[str, ...] = (), machines: Machines = THIS_MACHINE) -> None:
-    """Runs the recipe's stages (or those named in `only`) in order; complete ones are skipped.
+def run_stages(
+    recipe: Recipe, stages: Sequence[Stage], *, check: Callable[[Recipe, Sequence[Stage]], None], machines: Machines
+) -> None:
+    """Runs the stages in order; complete ones are skipped.
 
-    Trainings run on `machines`, all else on this one.
+    check: all that can be checked before work, given the stages that are about to run.
 
-    Raises: RecipeError and the packages' own errors on bad input, StageFailed if a stage's process fails.
+    Raises: RecipeError and the packages' own errors on bad input, StageFailed if a stage's process fails, Stopped.
     """
-    stages = [stage for stage in stages_of(recipe) if not only or stage.name in only]
-    if missing := set(only) - {stage.name for stage in stages}:
-        raise RecipeError(f"--stage {min(missing)}: this recipe has {', '.join(s.name for s in stages_of(recipe))}")
     pending = [stage for stage in stages if not is_complete(stage, recipe)]
     if pending:
-        check_recipe(recipe, pending)
-        check_training_gpus(recipe, pending, machines)
+        check(recipe, pending)
+        for stage in pending:
+            stage.check_machines(recipe, machines)
         with run_folder(recipe, pending) as folder, stopped_by_signals():
             write_recipe(recipe, folder / RECIPE_FILE)
             for stage in stages:
@@ -50,12 +50,6 @@ def run(recipe: Recipe, only: tuple[str, ...] = (), machines: Machines = THIS_MA
     for stage in stages:
         if stage not in pending:
             log.info("%-13s complete, skipped", stage.name)
-
-
-def check_training_gpus(recipe: Recipe, pending: list[Stage], machines: Machines) -> None:
-    """Raises: RecipeError if a training stage is about to run with more processes than there are GPUs."""
-    if {stage.name for stage in pending} & {"recalibration", "control"}:
-        check_gpus(recipe, machines.slots)
 
 
 def run_stage(stage: Stage, recipe: Recipe, run_dir: Path, machines: Machines) -> None:
@@ -69,7 +63,7 @@ def run_stage(stage: Stage, recipe: Recipe, run_dir: Path, machines: Machines) -
     started = now()
     log.info("%-13s %s", stage.name, stage.help)
     try:
-        with explained_full_disk(folder):
+        with explained_full_run_disk(folder):
             facts = stage.run(recipe, run_dir, folder, machines)
             save_manifest(stage, identity, folder, started, facts)
     except BAD_INPUT:

@@ -93,16 +93,16 @@ def describe_outputs(folder: Path, paths: list[Path]) -> tuple[Output, ...]:
     )
 
 
-def differences(recorded: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted paths at which two nested settings differ, as 'path: recorded -> wanted'."""
-    found = []
-    for key in sorted(recorded.keys() | wanted.keys()):
-        old, new = recorded.get(key), wanted.get(key)
+def differences(recorded: dict[str, Any], expected: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted paths at which two nested settings differ, as 'path: recorded -> expected'."""
+    lines = []
+    for key in sorted(recorded.keys() | expected.keys()):
+        old, new = recorded.get(key), expected.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, f"{prefix}{key}.")
+            lines += differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key}: {_short(old)} -> {_short(new)}")
-    return found
+            lines.append(f"{prefix}{key}: {_short(old)} -> {_short(new)}")
+    return lines
 
 
 def _short(value: Any) -> str:

@@ -4,22 +4,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.shards import TOKEN_TYPES, token_type
 from model_surgery.qk_norm import with_qk_norm
 from model_surgery.shape import ModelShape
+from pipeline.launch.devices import ASSUMED_MEMORY, device_memory
 from pipeline.recalibration.layer_choice import LayerChoice
 from pipeline.recalibration.memory import GIB, TrainingMemory
 from pipeline.recalibration.mfu import training_flops
-from pipeline.recalibration.ranks import device_memory, estimate, resolve
+from pipeline.recalibration.ranks import estimate, resolve
 from pipeline.recipe.model_source import plan_shape
 from pipeline.recipe.random_model import with_trained_context
 from pipeline.recipe.recalibration import RecalibrationConfig
 from pipeline.recipe.recipe import Recipe
 from pipeline.runs.folder import is_complete
 from pipeline.runs.manifest import Manifest
-from pipeline.stages.checks import check_recipe, check_shapes, layer_choice
-from pipeline.stages.evaluation_plan import ASSUMED_MEMORY, EvaluationPlan, plan_evaluation
-from pipeline.stages.order import exported_models, stages_of
+from pipeline.stages.checks import check_recipe, check_shapes
+from pipeline.stages.evaluation import EvaluationPlan, plan_evaluation
+from pipeline.stages.order import stages_of
+from pipeline.stages.training import layer_choice, trainings_of
 
 ASSUMED_PEAK_FLOPS = 989e12
 """Dense bf16 peak of one H100 or H200 (NVIDIA's datasheet)."""
@@ -131,7 +132,7 @@ def make_plan(recipe: Recipe, slots: int = 0) -> Plan:
         check_recipe(recipe, [stage for stage in stages_of(recipe) if not is_complete(stage, recipe)])
     steps = training.steps(length)
     tokens = steps * training.batch * length
-    trainings = 2 if training.control else 1
+    trainings = len(trainings_of(recipe))
     flops = trainings * training_flops(shape, tokens=tokens, length=length)
     return Plan(
         name=recipe.name,
@@ -193,17 +194,9 @@ def stage_states(recipe: Recipe) -> dict[str, str]:
 
 
 def disk_bytes(recipe: Recipe, shape: ModelShape, tokens: int) -> dict[str, int]:
-    """What the run's folder will hold. Training checkpoints: weights, and fp32 masters and moments."""
-    training = recipe.recalibration
-    value = 4 if training.dtype == "fp32" else 2
-    wanted = recipe.data.tokens or tokens
-    trainings = 2 if training.control else 1
-    stored = 4 if shape.dtype == "float32" else 2
-    return {
-        "shards": wanted * TOKEN_TYPES[token_type(shape.vocab)],
-        **({} if recipe.model.random_seed is None else {"random start": shape.parameters * stored}),
-        "layout": shape.padded(recipe.surgery.tensor_parallel).parameters * stored,
-        "checkpoints": trainings * training.keep_checkpoints * shape.parameters * (value + 12),
-        "trained layout": trainings * shape.parameters * 4,
-        "export": len(exported_models(recipe)) * shape.parameters * (4 if recipe.export.dtype == "float32" else 2),
-    }
+    """What the run's folder will hold, by what it is; trainings add up. tokens: of one training."""
+    sizes: dict[str, int] = {}
+    for stage in stages_of(recipe):
+        for name, size in stage.disk_bytes(recipe, shape, tokens).items():
+            sizes[name] = sizes.get(name, 0) + size
+    return sizes

@@ -10,7 +10,7 @@ from pipeline.recipe.random_model import source_folder
 from pipeline.recipe.recipe import Recipe
 from pipeline.report.probe_plots import probe_plot
 from pipeline.runs.manifest import Manifest
-from pipeline.stages.order import validation_prefixes
+from pipeline.stages.data import validation_prefixes
 
 _LENGTH = 128
 

@@ -14,7 +14,7 @@ from pipeline.recalibration.metrics import read_metrics
 from pipeline.recipe.model_source import resolve_model
 from pipeline.recipe.recipe import Recipe
 from pipeline.runs.manifest import Manifest
-from pipeline.stages.order import tokenizer_folder
+from pipeline.stages.data import tokenizer_folder
 
 
 def export_step(recipe: Recipe, step: str) -> Path:

@@ -17,9 +17,11 @@ from pipeline.errors import RecipeError
 from pipeline.recipe.model_source import resolve_model
 from pipeline.recipe.recipe import Recipe
 from pipeline.report.scale_plot import scale_plot
-from pipeline.runs.disk import explained_full_disk
-from pipeline.runs.folder import is_complete
-from pipeline.stages.order import STAGES, evaluated_models, exported_models, tokenizer_folder
+from pipeline.runs.folder import explained_full_run_disk, is_complete
+from pipeline.stages.data import tokenizer_folder
+from pipeline.stages.evaluation import evaluated_models
+from pipeline.stages.export import exported_models
+from pipeline.stages.order import stage_named
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ def tune_scale(
         scaled_parts(model)
     out_dir = recipe.folder / FOLDER
     out_dir.mkdir(parents=True, exist_ok=True)
-    with explained_full_disk(out_dir):
+    with explained_full_run_disk(out_dir):
         found = tune(tuning, models, model)
         found.save(out_dir)
         write_atomic(out_dir / "scale.svg", scale_plot(found).svg)
@@ -84,10 +86,10 @@ def tune_scale(
 
 def require(recipe: Recipe, *names: str) -> None:
     """Raises: RecipeError if one of these stages is not complete with the recipe's settings."""
-    for stage in STAGES:
-        if stage.name in names and not is_complete(stage, recipe):
+    for name in names:
+        if not is_complete(stage_named(name), recipe):
             raise RecipeError(
-                f"tune-scale needs stage {stage.name}, which is not complete in {recipe.folder}; run "
+                f"tune-scale needs stage {name}, which is not complete in {recipe.folder}; run "
                 "the recipe up to its export first"
             )
 

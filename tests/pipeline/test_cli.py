@@ -33,7 +33,7 @@ def test_help_answers_at_once_and_names_every_command(drope: Any) -> None:
     [
         ("pipeline.cli", ("torch", "transformers", "pydantic")),
         ("pipeline.recipe.recipe", ("torch", "transformers")),
-        ("pipeline.runs.local, pipeline.tools.plan", ("megatron", "deepspeed", "transformers")),
+        ("pipeline.stages.run, pipeline.tools.plan", ("megatron", "deepspeed", "transformers")),
     ],
 )
 def test_commands_import_nothing_that_they_do_not_need(modules: str, without: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ import yaml
 
 from pipeline.cluster.status import status_of
 from pipeline.recipe.recipe import Recipe, load_recipe
-from pipeline.runs.local import run
+from pipeline.stages.run import run
 from tests.slurm.trial_cluster import TrialCluster
 
 ROOT = Path(__file__).resolve().parents[3]

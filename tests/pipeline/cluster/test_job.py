@@ -19,8 +19,7 @@ from pipeline.launch import patience
 from pipeline.launch.patience import patiently, seen
 from pipeline.recipe.recipe import Recipe, load_recipe
 from pipeline.runs.manifest import now
-from pipeline.stages.order import STAGES
-from pipeline.stages.progress import progress
+from pipeline.stages.order import stage_named
 from slurm.profile import Resources
 from slurm.step import Step
 
@@ -186,17 +185,22 @@ def test_the_recipe_is_fitted_to_the_nodes_that_are_there(write_recipe: Callable
 
 
 def test_progress_grows_with_what_is_safe(tmp_path: Path) -> None:
-    assert progress("recalibration", tmp_path) == progress("data", tmp_path) == progress("export", tmp_path) == 0
+    assert (
+        stage_named("recalibration").progress(tmp_path)
+        == stage_named("data").progress(tmp_path)
+        == stage_named("export").progress(tmp_path)
+        == 0
+    )
     checkpoint(JobsFolder(tmp_path), 40)
     (tmp_path / "recalibration" / "checkpoints" / "step-00000060").mkdir()  # of a save that was killed
-    assert progress("recalibration", tmp_path / "recalibration") == 40
+    assert stage_named("recalibration").progress(tmp_path / "recalibration") == 40
     (tmp_path / "pieces").mkdir()
     (tmp_path / "pieces" / "one.json").touch()
-    assert progress("data", tmp_path) == 1
+    assert stage_named("data").progress(tmp_path) == 1
     (tmp_path / "units").mkdir()
     (tmp_path / "units" / "one.json").touch()
     (tmp_path / "units" / "two.answers").write_text("answer")
-    assert progress("evaluation", tmp_path) == 7
+    assert stage_named("evaluation").progress(tmp_path) == 7
 
 
 def appears(path: Path, seconds: float) -> None:
@@ -213,7 +217,7 @@ def test_what_another_node_wrote_is_waited_for(
 ) -> None:
     monkeypatch.setattr(patience, "_BETWEEN", 0.05)
     recipe: Recipe = load_recipe(write_recipe())
-    export = next(stage for stage in STAGES if stage.name == "export")
+    export = stage_named("export")
     appears(recipe.folder / "recalibration" / "manifest.json", 0.5)
     began = time.monotonic()
     await_inputs(recipe, export)
@@ -248,5 +252,5 @@ def test_a_merge_does_what_is_left_of_the_data(
     monkeypatch.setattr(jobs, "_MERGE_PATIENCE", 0.0)
     recipe = load_recipe(write_recipe())
     merge = Work(stage="data", does="merge", part="data-merge", of=1, offset=0, per_node=1, nodes_min=1, barren=3)
-    jobs.do(recipe, merge, step)
+    jobs.do(recipe, stage_named("data"), merge, step)
     assert (recipe.folder / "data" / "manifest.json").is_file()

@@ -7,7 +7,8 @@ import pytest
 from model_surgery.known_models import KNOWN_MODELS
 from model_surgery.shape import ModelShape
 from pipeline.errors import RecipeError
-from pipeline.recalibration.ranks import USABLE, device_memory, estimate, resolve
+from pipeline.launch.devices import device_memory
+from pipeline.recalibration.ranks import USABLE, estimate, resolve
 from pipeline.recipe.recalibration import RecalibrationConfig
 
 LLAMA = KNOWN_MODELS["meta-llama/Llama-2-7b-hf"]

@@ -18,7 +18,7 @@ from pipeline.recalibration.metrics import Metrics
 from pipeline.recipe.recipe import Recipe, write_recipe
 from pipeline.report.page import write_report
 from pipeline.runs.manifest import Manifest, describe_outputs
-from pipeline.stages.order import STAGES
+from pipeline.stages.order import REPORT, STAGES
 
 CONTEXT = 64
 STARTED = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
@@ -83,7 +83,7 @@ class Run:
             self.report = self.report | {"published": str(self.folder / "published.csv")}
         recipe = self.recipe()
         write_recipe(recipe, self.folder / "recipe.yaml")
-        needs = {stage.name: stage.needs for stage in STAGES}
+        needs = {stage.name: stage.needs(recipe) for stage in STAGES}
         digests: dict[str, str] = {}
         for place, name in enumerate(stage for stage in self.stages if stage != "control" or self.control):
             folder = self.folder / name
@@ -324,5 +324,5 @@ def full(run: Run) -> Run:
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with everything and its report, for tests that only read."""
     run = with_everything(Run(tmp_path_factory.mktemp("reported") / "runs" / "facts"))
-    write_report(run.build(), run.folder, run.folder / "report")
+    write_report(run.build(), run.folder, run.folder / "report", REPORT.reported)
     return run

@@ -15,6 +15,7 @@ from pipeline.report.compare import sections, write_comparison
 from pipeline.report.runs import facts_of, key_facts, read_runs
 from pipeline.report.samples import same_samples
 from pipeline.runs.manifest import Manifest, describe_outputs
+from pipeline.stages.order import REPORT
 from tests.pipeline.report.conftest import Run
 from tests.pipeline.report.test_page import read
 
@@ -64,7 +65,7 @@ def two(tmp_path: Path, recalls: tuple[np.ndarray, np.ndarray]) -> list[Path]:
 
 
 def recall_at_4x(folders: list[Path]):
-    found = {section.heading: section for section in sections(read_runs(folders))}
+    found = {section.heading: section for section in sections(read_runs(folders, REPORT.reported))}
     return {line.length: line for line in found["Recall (share of facts)"].lines}["4x"].cells
 
 
@@ -102,7 +103,7 @@ def test_other_samples_are_not(tmp_path: Path, two: list[Path], recalls: tuple[n
     ],
 )
 def test_what_makes_samples_others(two: list[Path], task: str, change: dict, same: bool) -> None:
-    one, other = read_runs(two)
+    one, other = read_runs(two, REPORT.reported)
     results, config = other.results, other.results.config
     if "niah" in change:
         change = {"config": {"niah": config.niah.model_copy(update=change["niah"])}}
@@ -114,7 +115,7 @@ def test_what_makes_samples_others(two: list[Path], task: str, change: dict, sam
 
 
 def test_a_loss_on_other_text_is_unpaired_and_on_other_tokens_not_compared(two: list[Path]) -> None:
-    one, other = read_runs(two)
+    one, other = read_runs(two, REPORT.reported)
     manifest = other.data.manifests["evaluation"]
     manifest.inputs["data"] = "00" * 32
     assert not same_samples(one, other, "loss") and same_samples(one, other, "recall")
@@ -125,7 +126,7 @@ def test_a_loss_on_other_text_is_unpaired_and_on_other_tokens_not_compared(two: 
 
 
 def test_the_mean_of_other_tasks_is_not_compared(two: list[Path]) -> None:
-    one, other = read_runs(two)
+    one, other = read_runs(two, REPORT.reported)
     fewer = other.results.config.niah.model_copy(update={"tasks": ("niah_single_1",)})
     config = other.results.config.model_copy(update={"niah": fewer})
     scored = [s for s in other.results.scores if s.metric != "string_match" or s.task in fewer.tasks]
@@ -138,7 +139,7 @@ def test_the_mean_of_other_tasks_is_not_compared(two: list[Path]) -> None:
 
 
 def test_key_facts_say_what_differs(tmp_path: Path) -> None:
-    runs = read_runs([made(tmp_path / "short"), made(tmp_path / "long", steps=120)])
+    runs = read_runs([made(tmp_path / "short"), made(tmp_path / "long", steps=120)], REPORT.reported)
     facts = {name: (values, differ) for name, values, differ in key_facts(runs)}
     assert facts["Tokens"] == (["30,720", "61,440"], True) and facts["Steps"] == (["60", "120"], True)
     assert facts["Model"] == (["models/facts-600k"] * 2, False)
@@ -174,7 +175,7 @@ def test_the_page_is_one_file_without_references(two: list[Path], tmp_path: Path
 
 
 def test_percent_stay_percent_by_task(two: list[Path]) -> None:
-    found = {section.heading: section for section in sections(read_runs(two))}
+    found = {section.heading: section for section in sections(read_runs(two, REPORT.reported))}
     value = float(found["lcc (code_sim)"].lines[0].cells[0].value)
     assert 1 < value <= 100
 

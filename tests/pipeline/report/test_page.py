@@ -13,6 +13,7 @@ from PIL import Image
 from eval.results import Results
 from pipeline.report.drawn import EVALUATION, TRAINING
 from pipeline.report.page import FILES, write_report
+from pipeline.stages.order import REPORT
 
 ENDS = ("svg", "png")
 _VOID = {"meta", "br", "hr", "img", "link", "input", "base", "embed", "source"}
@@ -77,7 +78,7 @@ def shown(reported) -> tuple[Path, Page]:
 
 
 def report(run) -> tuple[Path, Page]:
-    path = write_report(run.build(), run.folder, run.folder / "report")
+    path = write_report(run.build(), run.folder, run.folder / "report", REPORT.reported)
     assert path == run.folder / "report" / "report.html"
     return path.parent, read(path)
 
@@ -236,7 +237,7 @@ def test_files_of_an_earlier_report_are_removed(run) -> None:
     recipe, folder = run.build(), run.folder / "report"
     folder.mkdir()
     (folder / "tasks.csv").write_text("old", encoding="utf-8")
-    write_report(recipe, run.folder, folder)
+    write_report(recipe, run.folder, folder, REPORT.reported)
     assert not (folder / "tasks.csv").exists() and (folder / "recall_by_length.svg").is_file()
 
 
@@ -251,7 +252,7 @@ def test_every_plot_lies_beside_the_page_as_an_image_too(shown) -> None:
 def test_equal_inputs_give_equal_bytes(reported, tmp_path: Path) -> None:
     before = reported.folder / "report"
     with matplotlib.rc_context({"lines.linewidth": 9.0, "font.size": 20.0, "svg.fonttype": "path"}):
-        write_report(reported.recipe(), reported.folder, tmp_path / "second")
+        write_report(reported.recipe(), reported.folder, tmp_path / "second", REPORT.reported)
     names = sorted(path.name for path in before.iterdir())
     assert names == sorted((*FILES, "report.html")) == sorted(path.name for path in (tmp_path / "second").iterdir())
     for name in names:

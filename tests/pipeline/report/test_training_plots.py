@@ -7,6 +7,7 @@ import pytest
 from pipeline.report import training_plots as plots
 from pipeline.report.inputs import Positions, read_run
 from pipeline.report.variants import LOOKS
+from pipeline.stages.order import REPORT
 
 
 def texts(svg: str) -> list[str]:
@@ -45,7 +46,7 @@ def test_lengths_are_found_by_their_names() -> None:
 
 
 def test_every_length_of_both_trainings_is_drawn(full) -> None:
-    data = read_run(full.build(), full.folder)
+    data = read_run(full.build(), full.folder, REPORT.reported)
     loss, recall = (plots.lengths_plot(data.metrics, name, 30, name).svg for name in ("validation_loss", "recall"))
     for svg in (loss, recall):
         shown = texts(svg)
@@ -56,7 +57,7 @@ def test_every_length_of_both_trainings_is_drawn(full) -> None:
 
 
 def test_skipped_updates_are_marked_and_do_not_stretch_the_plot(full) -> None:
-    data = read_run(full.build(), full.folder)
+    data = read_run(full.build(), full.folder, REPORT.reported)
     lines = data.metrics["recalibration"]
     assert [line["loss"] for line in lines[20:22]] == [None, 95.0]
     for drawn in (plots.recalibration_plot(data.metrics, 2.0, None, "r"), plots.optimization_plot(lines, 1.0, "o")):
@@ -68,7 +69,7 @@ def test_skipped_updates_are_marked_and_do_not_stretch_the_plot(full) -> None:
 
 def test_steps_stand_above_the_tokens(full) -> None:
     """60 steps of 512 tokens: 20 steps stand where 10.24 thousand tokens would."""
-    data = read_run(full.build(), full.folder)
+    data = read_run(full.build(), full.folder, REPORT.reported)
     svg = plots.recalibration_plot(data.metrics, 2.0, None, "r").svg
     assert {"steps", "training tokens (thousands)", "RoPE source at 1x", "Control, validation"} <= set(texts(svg))
     found = re.findall(r'<text style="font-size: (\d+)px[^"]*" x="([\d.]+)"[^>]*>([^<]+)</text>', svg)
@@ -89,6 +90,6 @@ def test_nothing_to_draw(run) -> None:
     assert plots.recalibration_plot({}, 2.0, None, "recalibration") is None
     assert plots.optimization_plot([], 1.0, "optimization") is None
     assert plots.final_position_plot({}, 32, "position") is None
-    data = read_run(run.build(), run.folder)  # validated at the training length alone, without recall
+    data = read_run(run.build(), run.folder, REPORT.reported)  # validated at the training length alone, without recall
     assert plots.lengths_plot(data.metrics, "validation_loss", None, "loss") is None
     assert plots.lengths_plot(data.metrics, "recall", None, "recall") is None

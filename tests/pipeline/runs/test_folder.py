@@ -3,19 +3,19 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.recipe.recipe import load_recipe
+from pipeline.recipe.recipe import Recipe, load_recipe
 from pipeline.runs import folder as run_folder
 from pipeline.runs.folder import Identity, identify, is_complete, prepare_folder, save_manifest
-from pipeline.runs.local import run
 from pipeline.runs.manifest import Manifest, now
+from pipeline.stages.evaluation import EvaluationStage
 from pipeline.stages.order import STAGES
+from pipeline.stages.run import run
 
 BY_NAME = {stage.name: stage for stage in STAGES}
 
@@ -93,11 +93,18 @@ def test_a_runs_dir_that_cannot_be_is_one_line(
     assert result.stderr.startswith("drope: runs_dir = ") and len(result.stderr.strip().splitlines()) == 1
 
 
+class EvaluationOfNoStage(EvaluationStage):
+    """Its inputs need not be there."""
+
+    def needs(self, recipe: Recipe) -> tuple[str, ...]:
+        return ()
+
+
 def test_a_changed_task_file_is_seen(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     tasks = tmp_path / "tasks.jsonl"
     tasks.write_text(json.dumps({"query": "w1", "choices": ["w2", "w3"], "gold": 0}) + "\n")
     recipe = load_recipe(write_recipe(), (f"evaluation.harness=[{{name: arc, path: {tasks}}}]",))
-    evaluation = replace(BY_NAME["evaluation"], needs=())
+    evaluation = EvaluationOfNoStage()
     folder = recipe.folder / "evaluation"
     identity = identify(evaluation, recipe)
     prepare_folder(evaluation, identity, folder)

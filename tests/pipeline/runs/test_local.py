@@ -16,9 +16,9 @@ from eval.probes.run import ProbeResults
 from eval.results import Results
 from pipeline.errors import RecipeError
 from pipeline.recipe.recipe import load_recipe
-from pipeline.runs.local import run
 from pipeline.runs.manifest import Manifest
-from pipeline.stages import evaluation_tasks
+from pipeline.stages.evaluation import EvaluationStage
+from pipeline.stages.run import run, run_task
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +78,7 @@ def test_an_evaluation_in_tasks_gives_the_results_of_one(copied: Path, drope: An
     shutil.rmtree(evaluation)
     shutil.rmtree(copied / "runs/tiny/report")
     with pytest.raises(EvaluationError, match="4 of 4 units are not scored, the first loss-rope-1x"):
-        evaluation_tasks.check_merge(load_recipe(copied / "recipe.yaml"))
+        EvaluationStage().check_merge(load_recipe(copied / "recipe.yaml"))
     made = drope("evaluate", copied / "recipe.yaml", "--task", 2, "--of", 3)
     assert made.returncode == 0, made.stderr
     evaluate_tasks(copied / "recipe.yaml", 0, 1)
@@ -87,7 +87,7 @@ def test_an_evaluation_in_tasks_gives_the_results_of_one(copied: Path, drope: An
     lost = drope("evaluate", copied / "recipe.yaml", "--merge")
     assert lost.returncode == 2 and "1 of 4 units are not scored, the first loss-drope-1x" in lost.stderr
     with pytest.raises(RecipeError, match=r"config\.seed: 0 -> 5"):
-        evaluation_tasks.run_task(load_recipe(copied / "recipe.yaml", ("evaluation.seed=5",)), 0, 3)
+        run_task(EvaluationStage(), load_recipe(copied / "recipe.yaml", ("evaluation.seed=5",)), 0, 3)
     before = {path.name: path.stat().st_mtime_ns for path in (evaluation / "units").iterdir()}
     evaluate_tasks(copied / "recipe.yaml", 0, 1, 2)
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in (evaluation / "units").iterdir()}.items()

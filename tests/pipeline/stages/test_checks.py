@@ -12,7 +12,7 @@ from eval.errors import EvaluationError
 from model_surgery.errors import SurgeryError
 from pipeline.errors import RecipeError
 from pipeline.recipe.recipe import load_recipe
-from pipeline.stages.checks import check_gpus
+from pipeline.stages.training import check_gpus
 from pipeline.tools.plan import make_plan
 
 

@@ -13,7 +13,7 @@ from model_surgery.transformers_registration import register_drope
 from pipeline.errors import RecipeError
 from pipeline.recipe.recipe import load_recipe
 from pipeline.runs.manifest import Manifest
-from pipeline.stages.order import exported_models
+from pipeline.stages.export import exported_models
 
 SCALE = {"factor": 2, "c": 0.3}
 

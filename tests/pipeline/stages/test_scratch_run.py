@@ -13,8 +13,8 @@ from pipeline.errors import RecipeError
 from pipeline.recipe.random_model import source_folder
 from pipeline.recipe.recipe import load_recipe
 from pipeline.runs.folder import is_complete
-from pipeline.runs.local import run
 from pipeline.stages.order import STAGES
+from pipeline.stages.run import run
 from pipeline.tools.inspect import inspect_path
 from pipeline.tools.plan import make_plan
 
