@@ -7,7 +7,7 @@ from model_surgery.known_models import KNOWN_MODELS
 from model_surgery.shape import ModelShape
 from pipeline.recalibration.memory import training_memory
 from pipeline.recalibration.ranks import USABLE
-from pipeline.recipe.recalibration import RecalibrationConfig
+from pipeline.recipe.recalibration import ResolvedTraining
 
 _TINY = ModelShape(
     model_type="llama", layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=160, vocab=512, context=128,
@@ -54,17 +54,17 @@ class Case:
     def tokens_per_step(self) -> int:
         return self.length * self.micro_batch * self.accumulate
 
-    def config(self) -> RecalibrationConfig:
+    def config(self) -> ResolvedTraining:
         return config_of(self.way, self.micro_batch, self.accumulate, self.steps * self.tokens_per_step)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def config_of(way: str, micro_batch: int, accumulate: int, tokens: int) -> RecalibrationConfig:
+def config_of(way: str, micro_batch: int, accumulate: int, tokens: int) -> ResolvedTraining:
     """ZeRO 1 on one rank, as a run on many would be but for its communication."""
-    sizes = {"tokens": tokens, "batch": micro_batch * accumulate, "micro_batch": micro_batch}
-    return RecalibrationConfig.model_validate({**sizes, "lr": 1e-4, **WAYS[way]})
+    sizes = {"tokens": tokens, "batch": micro_batch * accumulate, "micro_batch": micro_batch, "data_parallel": 1}
+    return ResolvedTraining.model_validate({**sizes, "lr": 1e-4, **WAYS[way]})
 
 
 def fitting(model: str, micro_batch: int, accumulate: int, memory_bytes: int) -> ModelShape:

@@ -16,12 +16,12 @@ from pipeline.errors import StageFailed
 from pipeline.launch.processes import torchrun
 from pipeline.recalibration import job as recalibration
 from pipeline.recalibration.metrics import read_metrics
-from pipeline.recipe.recalibration import RecalibrationConfig
+from pipeline.recipe.recalibration import ResolvedTraining
 
 
 def ours(case: Case, inputs: Inputs, out_dir: Path, *, module: str = "our_way", **settings: object) -> None:
     """This project's training stage, launched as `pipeline.recalibration.run` launches it; no checkpoint is due."""
-    config = RecalibrationConfig(
+    config = ResolvedTraining(
         tokens=case.steps * case.tokens_per_step,
         batch=case.batch,
         micro_batch=case.micro_batch,

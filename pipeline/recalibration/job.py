@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from foundation.files import write_json
-from pipeline.recipe.recalibration import RecalibrationConfig
+from pipeline.recipe.recalibration import ResolvedTraining
 
 END_FILE = "end.json"
 
@@ -16,7 +16,7 @@ class Job(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    config: RecalibrationConfig
+    config: ResolvedTraining
     position_embedding: Literal["none", "rope"]
     """What the model has in the end."""
     tensor_parallel: int

@@ -3,7 +3,7 @@
 from model_surgery.shape import ModelShape
 from pipeline.errors import RecipeError
 from pipeline.recalibration.memory import GIB, TrainingMemory, training_memory
-from pipeline.recipe.recalibration import RecalibrationConfig
+from pipeline.recipe.recalibration import RecalibrationConfig, ResolvedTraining
 
 USABLE = 0.9
 """Share of a device's memory that an estimate may take; the rest is CUDA's, NCCL's and the allocator's."""
@@ -17,7 +17,7 @@ def resolve(
     row_length: int,
     slots: int,
     memory_bytes: int,
-) -> RecalibrationConfig:
+) -> ResolvedTraining:
     """The settings with numbers for data_parallel and micro_batch. Where both are numbers, nothing but checks.
 
     data_parallel = auto: as many ranks as there are slots for and the batch divides by; one without slots.
@@ -27,26 +27,24 @@ def resolve(
     Raises: RecipeError if not even one row fits, or rows do not divide for sequence parallelism.
     """
     check_row_length(config, tensor_parallel, row_length)
-    if config.data_parallel == "auto":
-        known = 1 if config.micro_batch == "auto" else config.micro_batch
-        ranks = _largest_divisor(config.batch // known, max(1, slots // tensor_parallel))
-        config = config.model_copy(update={"data_parallel": ranks})
+    ranks = config.data_parallel
+    if ranks == "auto":
+        rows_known = 1 if config.micro_batch == "auto" else config.micro_batch
+        ranks = _largest_divisor(config.batch // rows_known, max(1, slots // tensor_parallel))
     if config.micro_batch != "auto":
-        return config
-    of_rank = memory_bytes if slots else memory_bytes // (tensor_parallel * config.data_parallel)
-    share = config.batch // config.data_parallel
-    for rows in sorted(_divisors(share), reverse=True):
-        chosen = config.model_copy(update={"micro_batch": rows})
-        if estimate(chosen, shape, tensor_parallel, row_length).total <= USABLE * of_rank:
-            return chosen
-    raise RecipeError(_does_not_fit(chosen, shape, tensor_parallel, row_length, of_rank))
+        return ResolvedTraining.of(config, micro_batch=config.micro_batch, data_parallel=ranks)
+    of_rank = memory_bytes if slots else memory_bytes // (tensor_parallel * ranks)
+    candidates = [
+        ResolvedTraining.of(config, micro_batch=rows, data_parallel=ranks) for rows in _divisors(config.batch // ranks)
+    ]
+    for candidate in reversed(candidates):
+        if estimate(candidate, shape, tensor_parallel, row_length).total <= USABLE * of_rank:
+            return candidate
+    raise RecipeError(_does_not_fit(candidates[0], shape, tensor_parallel, row_length, of_rank))
 
 
-def estimate(config: RecalibrationConfig, shape: ModelShape, tensor_parallel: int, row_length: int) -> TrainingMemory:
-    """The larger of what the phases need: a norm of queries and keys that is put in at the drop counts from the start.
-
-    `config` has numbers for micro_batch and data_parallel.
-    """
+def estimate(config: ResolvedTraining, shape: ModelShape, tensor_parallel: int, row_length: int) -> TrainingMemory:
+    """The most that a phase needs: a norm of queries and keys that is put in at the drop counts from the start."""
     if config.drop_qk_norm != "none":
         shape = shape.model_copy(update={"q_norm": config.drop_qk_norm, "k_norm": config.drop_qk_norm})
     return training_memory(shape, config, tensor_parallel=tensor_parallel, length=row_length)
@@ -63,12 +61,17 @@ def check_row_length(config: RecalibrationConfig, tensor_parallel: int, row_leng
 
 
 def _does_not_fit(
-    config: RecalibrationConfig, shape: ModelShape, tensor_parallel: int, row_length: int, memory_bytes: int
+    config: ResolvedTraining, shape: ModelShape, tensor_parallel: int, row_length: int, memory_bytes: int
 ) -> str:
-    """What is wrong, and the settings under which one row would fit."""
+    """What is wrong with this micro batch of one row, and the settings under which it would fit."""
     needed = estimate(config, shape, tensor_parallel, row_length).total
     ways = [f"a surgery.tensor_parallel above {tensor_parallel}"]
-    for changes in ({"recompute": "full"}, {"zero_stage": 3}, {"recompute": "full", "zero_stage": 3}):
+    possible: tuple[dict[str, str | int], ...] = (
+        {"recompute": "full"},
+        {"zero_stage": 3},
+        {"recompute": "full", "zero_stage": 3},
+    )
+    for changes in possible:
         less = estimate(config.model_copy(update=changes), shape, tensor_parallel, row_length).total
         if less <= USABLE * memory_bytes:
             settings = " and ".join(f"recalibration.{field} = {value}" for field, value in changes.items())

@@ -49,13 +49,19 @@ def run(
     """
     length, shape = ShardSet.load(shards).row_length, Layout.load(layout).shape
     check_schedule(config, length)
-    room = {"slots": machines.slots, "memory_bytes": machines.memory_bytes}
-    chosen = resolve(config, shape, tensor_parallel=tensor_parallel, row_length=length, **room)
-    if chosen != config:
-        ranks, rows = chosen.data_parallel, chosen.micro_batch
+    resolved = resolve(
+        config,
+        shape,
+        tensor_parallel=tensor_parallel,
+        row_length=length,
+        slots=machines.slots,
+        memory_bytes=machines.memory_bytes,
+    )
+    if not resolved.is_as_given(config):
+        ranks, rows = resolved.data_parallel, resolved.micro_batch
         log.info("%-13s %d data-parallel ranks, micro batches of %d rows", "", ranks, rows)
     job = Job(
-        config=chosen,
+        config=resolved,
         position_embedding=position_embedding,
         tensor_parallel=tensor_parallel,
         layout=layout,

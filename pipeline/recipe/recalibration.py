@@ -234,6 +234,25 @@ class RecalibrationConfig(_Section):
         return self.tokens // (self.batch * row_length)
 
 
+class ResolvedTraining(RecalibrationConfig):
+    """The settings of a training that is about to run: numbers in place of `auto`.
+
+    What `layers` and `fp8` stand for is a `LayerChoice`.
+    """
+
+    micro_batch: int = Field(ge=1, description="sequences per forward pass and data-parallel rank")
+    data_parallel: int = Field(ge=1, description="data-parallel ranks; processes = this times TP")
+
+    @classmethod
+    def of(cls, config: RecalibrationConfig, *, micro_batch: int, data_parallel: int) -> "ResolvedTraining":
+        """These settings with these numbers, which must divide the batch."""
+        return cls.model_validate({**config.model_dump(), "micro_batch": micro_batch, "data_parallel": data_parallel})
+
+    def is_as_given(self, config: RecalibrationConfig) -> bool:
+        """Whether `config` had these numbers already."""
+        return (self.micro_batch, self.data_parallel) == (config.micro_batch, config.data_parallel)
+
+
 OPERATIONAL = frozenset(
     {
         *("control", "micro_batch", "data_parallel", "zero_stage", "sequence_parallel", "recompute", "layers"),

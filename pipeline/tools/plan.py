@@ -13,7 +13,7 @@ from pipeline.recalibration.mfu import training_flops
 from pipeline.recalibration.ranks import estimate, resolve
 from pipeline.recipe.model_source import plan_shape
 from pipeline.recipe.random_model import with_trained_context
-from pipeline.recipe.recalibration import RecalibrationConfig
+from pipeline.recipe.recalibration import ResolvedTraining
 from pipeline.recipe.recipe import Recipe
 from pipeline.runs.folder import is_complete
 from pipeline.runs.manifest import Manifest
@@ -39,7 +39,7 @@ class Plan:
     padding: str
     """What is padded at the recipe's TP degree; empty where everything divides."""
     tensor_parallel: int
-    training: RecalibrationConfig
+    training: ResolvedTraining
     """With numbers in place of auto."""
     chosen_for: str
     """What auto was resolved for; empty where nothing is auto."""
@@ -157,7 +157,7 @@ def make_plan(recipe: Recipe, slots: int = 0) -> Plan:
     )
 
 
-def resolved(recipe: Recipe, shape: ModelShape, slots: int) -> tuple[RecalibrationConfig, str]:
+def resolved(recipe: Recipe, shape: ModelShape, slots: int) -> tuple[ResolvedTraining, str]:
     """The training with numbers in place of auto, and what they were chosen for.
 
     A machine without GPUs is taken for one that only plans: a GPU of `ASSUMED_MEMORY` per TP rank is assumed. Those of
@@ -165,18 +165,18 @@ def resolved(recipe: Recipe, shape: ModelShape, slots: int) -> tuple[Recalibrati
     """
     import torch
 
-    wanted, ranks = recipe.recalibration, recipe.surgery.tensor_parallel
+    ranks = recipe.surgery.tensor_parallel
     here = 0 if slots else torch.cuda.device_count()
     gpus, memory_bytes = (here, device_memory()) if here else (slots or ranks, ASSUMED_MEMORY)
     training = resolve(
-        wanted,
+        recipe.recalibration,
         shape,
         tensor_parallel=ranks,
         row_length=recipe.data.row_length,
         slots=gpus,
         memory_bytes=memory_bytes,
     )
-    if training == wanted:
+    if training.is_as_given(recipe.recalibration):
         return training, ""
     size = f"{memory_bytes / 1e9:.0f} GB"
     machine = f"for {here} GPUs of {size} here" if here else f"for GPUs of {size}, assumed since none is here"

@@ -24,7 +24,7 @@ from model_surgery.layout import Layout
 from pipeline.errors import REQUEUE
 from pipeline.recalibration.job import Job
 from pipeline.recalibration.metrics import read_events, read_metrics
-from pipeline.recipe.recalibration import RecalibrationConfig
+from pipeline.recipe.recalibration import RecalibrationConfig, ResolvedTraining
 
 STEPS, CHECKPOINT_EVERY = 40, 3
 ALL = [*product((1, 2), ("fp32", "bf16"), (1, 2, 3))]
@@ -134,7 +134,8 @@ def test_killed_trainings_end_as_if_they_never_had_been(
     )
     whole = train(config, layouts["untied"], shards, tmp_path / "whole", tensor_parallel=tensor_parallel)
     folders = {"layout": layouts["untied"], "shards": shards, "out_dir": tmp_path / "killed"}
-    job = Job(config=config, position_embedding="none", tensor_parallel=tensor_parallel, **folders)
+    resolved = ResolvedTraining.model_validate(config.model_dump())
+    job = Job(config=resolved, position_embedding="none", tensor_parallel=tensor_parallel, **folders)
     job.out_dir.mkdir()
     victim = Victim(job, seed=ALL.index((tensor_parallel, precision, zero_stage)) * kills)
     victim.survive(kills)
@@ -157,7 +158,8 @@ def test_a_training_whose_rank_freezes_ends_soon_and_says_which(
 ) -> None:
     config = settings(tokens=STEPS * 8 * 32, checkpoint_every=CHECKPOINT_EVERY, hang_seconds=3)
     folders = {"layout": layouts["untied"], "shards": shards, "out_dir": tmp_path}
-    victim = Victim(Job(config=config, position_embedding="none", tensor_parallel=2, **folders), seed=0)
+    resolved = ResolvedTraining.model_validate(config.model_dump())
+    victim = Victim(Job(config=resolved, position_embedding="none", tensor_parallel=2, **folders), seed=0)
     process = victim.start()
     victim.wait_for(process, "SIGSTOP", step=5, delay=0.0)
     frozen = victim.ranks()[-1]

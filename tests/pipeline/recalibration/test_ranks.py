@@ -9,7 +9,7 @@ from model_surgery.shape import ModelShape
 from pipeline.errors import RecipeError
 from pipeline.launch.devices import device_memory
 from pipeline.recalibration.ranks import USABLE, estimate, resolve
-from pipeline.recipe.recalibration import RecalibrationConfig
+from pipeline.recipe.recalibration import RecalibrationConfig, ResolvedTraining
 
 LLAMA = KNOWN_MODELS["meta-llama/Llama-2-7b-hf"]
 SMOLLM = KNOWN_MODELS["HuggingFaceTB/SmolLM-360M"]
@@ -29,7 +29,7 @@ def chosen(
     memory: int = GPU,
     row_length: int = 4096,
     **changes: object,
-) -> RecalibrationConfig:
+) -> ResolvedTraining:
     sizes = {"tensor_parallel": tensor_parallel, "row_length": row_length}
     return resolve(settings(**changes), shape, **sizes, slots=gpus, memory_bytes=memory)
 
@@ -37,7 +37,8 @@ def chosen(
 def test_numbers_stay_as_they_are() -> None:
     config = settings(data_parallel=4, micro_batch=2)
     sizes = {"tensor_parallel": 1, "row_length": 4096}
-    assert resolve(config, LLAMA, **sizes, slots=0, memory_bytes=1) is config
+    resolved = resolve(config, LLAMA, **sizes, slots=0, memory_bytes=1)
+    assert resolved.is_as_given(config) and resolved.model_dump_json() == config.model_dump_json()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_micro_batch_is_the_most_that_fits() -> None:
 
 
 def test_a_norm_that_the_drop_puts_in_takes_memory_too() -> None:
-    plain, normed = settings(drop_at_step=1), settings(drop_at_step=1, drop_qk_norm="full")
+    plain, normed = chosen(drop_at_step=1), chosen(drop_at_step=1, drop_qk_norm="full")
     assert estimate(normed, LLAMA, 1, 4096).activations > estimate(plain, LLAMA, 1, 4096).activations
 
 

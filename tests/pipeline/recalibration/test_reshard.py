@@ -23,7 +23,7 @@ from pipeline.recalibration.history import continued_from
 from pipeline.recalibration.job import Job
 from pipeline.recalibration.metrics import read_metrics
 from pipeline.recalibration.phases import phases, refuse_unfit
-from pipeline.recipe.recalibration import RecalibrationConfig
+from pipeline.recipe.recalibration import RecalibrationConfig, ResolvedTraining
 from pipeline.tools.reshard import reshard
 
 Settings = Callable[..., RecalibrationConfig]
@@ -187,7 +187,8 @@ def test_zero_3_in_many_sub_groups(
     """Models of billions of weights are stored in several; here 4000 weights each. The state is the same."""
     whole, out = begun("odd", "fp32", ODD_ZERO_3), tmp_path / "out"
     sizes = {"tensor_parallel": 2, "layout": layouts["odd"], "shards": shards, "out_dir": out}
-    job = Job(config=configured(settings, "fp32", ODD_ZERO_3), position_embedding="none", **sizes)
+    config = ResolvedTraining.model_validate(configured(settings, "fp32", ODD_ZERO_3).model_dump())
+    job = Job(config=config, position_embedding="none", **sizes)
     out.mkdir()
     worker, log = "tests.pipeline.recalibration.small_groups_worker", tmp_path / "log"
     torchrun(worker, [job.model_dump_json()], processes=4, log=log)
