@@ -7,7 +7,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_prep.errors import DataError
-from data_prep.shards import TOKEN_TYPES, write_text
+from data_prep.shards import TOKEN_TYPES
+from foundation.files import write_text
 
 FILE_NAME = "shards.json"
 SCHEMA_VERSION = 2
@@ -64,8 +65,13 @@ class Counts(_Model):
         return self
 
     def __add__(self, other: "Counts") -> "Counts":
-        mine, theirs = self.model_dump(), other.model_dump()
-        return Counts(**{name: mine[name] + theirs[name] for name in mine})
+        return Counts(
+            documents=self.documents + other.documents,
+            kept=self.kept + other.kept,
+            empty=self.empty + other.empty,
+            rejected=self.rejected + other.rejected,
+            surplus=self.surplus + other.surplus,
+        )
 
 
 class SourceShards(_Model):
@@ -108,7 +114,7 @@ class ShardSet(_Model):
     def save(self, folder: Path) -> Path:
         """Write shards.json into `folder`, atomically.
 
-        Raises: DataError if the disk is full.
+        Raises: DiskError if the disk is full.
         """
         path = folder / FILE_NAME
         write_text(path, json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")

@@ -7,7 +7,7 @@ import numpy
 
 from data_prep.artifact import Shard, ShardSet
 from data_prep.errors import DataError
-from data_prep.merge import lineage_summary
+from data_prep.lineage import lineage_summary
 from data_prep.shards import pair_digest
 from data_prep.tokenizers.reference import Tokenizer, load_tokenizer
 

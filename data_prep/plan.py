@@ -1,10 +1,10 @@
 """The plan of a preparation: its files in order, cut into pieces. It follows from inputs and settings alone."""
 
 import hashlib
+import itertools
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,14 +18,18 @@ from data_prep.reading.files import SourceFile
 from data_prep.reading.fingerprint import below_common_folder
 from data_prep.reading.pieces import Piece, file_pieces
 from data_prep.reading.sources import source_files
-from data_prep.shards import partial, write_text, writing
 from data_prep.tokenizers.reference import Tokenizer
+from foundation.files import create_text, write_text
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "plan.json"
 SCHEMA_VERSION = 1
 MARGIN = 1.05  # more text than the sample says is needed: a second round of work costs more than a few pieces
+
+
+PieceKey = tuple[int, int]
+"""Number of a source, and of a piece in it."""
 
 
 class _Model(BaseModel):
@@ -65,22 +69,19 @@ class Plan(_Model):
         """SHA-256 of the settings: what the shards depend on besides the documents."""
         return settings_digest(self.settings)
 
+    def pieces(self, task: int = 0, of: int = 1) -> Iterator[PieceKey]:
+        """The pieces of task `task` of `of`: every `of`-th, source after source, whether done or not."""
+        keys = ((source, number) for source, one in enumerate(self.sources) for number in range(len(one.pieces)))
+        return itertools.islice(keys, task, None, of)
+
     def save(self, folder: Path) -> None:
         """Write plan.json into `folder`, atomically, over one that is there."""
-        write_text(folder / FILE_NAME, self.model_dump_json() + "\n")
+        write_text(folder / FILE_NAME, self.model_dump_json() + "\n", make_folder=False)
 
     def save_first(self, folder: Path) -> "Plan":
         """Write plan.json into `folder` unless somebody else has by now; the plan that is there."""
         path = folder / FILE_NAME
-        with writing(path):
-            partial(path).write_text(self.model_dump_json() + "\n", encoding="utf-8")
-        try:
-            os.link(partial(path), path)
-        except FileExistsError:
-            return load(path)
-        finally:
-            partial(path).unlink(missing_ok=True)
-        return self
+        return self if create_text(path, self.model_dump_json() + "\n") else load(path)
 
 
 def settings_of(config: DataConfig, encoder: Tokenizer) -> dict:
@@ -147,8 +148,8 @@ def extend(plan: Plan, index: int, config: DataConfig, short: int, folder: Path)
     The pieces there were stay the first ones, so that nothing done is lost.
     """
     source = plan.sources[index]
-    wanted = MARGIN * short / max(source.tokens_per_byte, 1e-9)
-    cut, pieces = _cut(source.files, source.cut, config.sources[index], config.piece_bytes, wanted)
+    text_bytes = MARGIN * short / max(source.tokens_per_byte, 1e-9)
+    cut, pieces = _cut(source.files, source.cut, config.sources[index], config.piece_bytes, text_bytes)
     longer = source.model_copy(update={"cut": cut, "pieces": (*source.pieces, *pieces)})
     sources = (*plan.sources[:index], longer, *plan.sources[index + 1 :])
     extended = plan.model_copy(update={"sources": sources})
@@ -184,9 +185,9 @@ def _plan_source(source: SourceConfig, config: DataConfig, encoder: Tokenizer, b
     if budget:
         held_in = max(1.0 - config.held_out_fraction(source), 1e-9)
         have = sum(planned.piece.text_bytes for planned in pieces)
-        wanted = MARGIN * budget / held_in / max(tokens_per_byte, 1e-9) - have
-        more_cut, more = _cut(files, cut, source, config.piece_bytes, wanted)
-        cut, pieces = more_cut, (*pieces, *more)
+        needed = MARGIN * budget / held_in / max(tokens_per_byte, 1e-9) - have
+        cut, more = _cut(files, cut, source, config.piece_bytes, needed)
+        pieces = (*pieces, *more)
     return SourcePlan(
         files=files,
         cut=cut,
@@ -197,15 +198,15 @@ def _plan_source(source: SourceConfig, config: DataConfig, encoder: Tokenizer, b
 
 
 def _cut(
-    files: tuple[SourceFile, ...], first: int, source: SourceConfig, piece_bytes: int, wanted: float
+    files: tuple[SourceFile, ...], first: int, source: SourceConfig, piece_bytes: int, needed: float
 ) -> tuple[int, tuple[PlannedPiece, ...]]:
-    """Cut files from number `first` on into pieces, at least one of them, until they hold `wanted` bytes of text."""
+    """Cut files from number `first` on into pieces, at least one of them, until they hold `needed` bytes of text."""
     pieces: list[PlannedPiece] = []
     have = 0
     number = first
     remaining = tqdm(files[first:], desc="planning", unit=" files", disable=None, leave=False, delay=2)
     for file in remaining:
-        if (pieces and have >= wanted) or wanted < 0:
+        if (pieces and have >= needed) or needed < 0:
             break
         for piece in file_pieces(file, source, piece_bytes):
             pieces.append(PlannedPiece(file=number, piece=piece))
@@ -214,16 +215,9 @@ def _cut(
     return number, tuple(pieces)
 
 
-def all_pieces(plan: Plan) -> Iterator[tuple[int, int]]:
-    """(source, piece) of every piece, in the order in which tasks take them."""
-    for number, source in enumerate(plan.sources):
-        for piece in range(len(source.pieces)):
-            yield number, piece
-
-
-def _refuse_other(path: Path, recorded: dict, wanted: dict) -> None:
-    for name in sorted(recorded.keys() | wanted.keys()):
-        old, new = recorded.get(name), wanted.get(name)
+def _refuse_other(path: Path, recorded: dict, asked: dict) -> None:
+    for name in sorted(recorded.keys() | asked.keys()):
+        old, new = recorded.get(name), asked.get(name)
         if old != new:
             raise DataError(
                 f"{path}: planned with {name} {_short(old)}, now it is {_short(new)}; give the old settings, or remove "

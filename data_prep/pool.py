@@ -21,13 +21,17 @@ from data_prep.errors import WorkFailed
 from data_prep.tokenizers.checked import CheckedEncoder, Difference
 from data_prep.tokenizers.fast import load_fast
 from data_prep.tokenizers.reference import Tokenizer, load_tokenizer
-from data_prep.work import Job, PieceRecord, Progress, do_piece
+from data_prep.work import Meter, do_piece
+from data_prep.work_item import PieceRecord, WorkItem
 
 logger = logging.getLogger(__name__)
 
 ONE_THREAD = ("FASTOKENS_BPE_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS", "ARROW_NUM_THREADS")
 POLL_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1
+
+
+Finished = Callable[[WorkItem, PieceRecord], None]
 
 
 @dataclass(frozen=True)
@@ -70,44 +74,42 @@ class Workers:
                 worker.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def do(
-        self, jobs: Iterator[Job], backend: str | None, *, bar: tqdm, finished: Callable[[Job, PieceRecord], None]
-    ) -> None:
-        """Do the jobs with the fast library `backend`, or the reference; `finished` is told of every complete piece.
+    def do(self, items: Iterator[WorkItem], backend: str | None, *, bar: tqdm, finished: Finished) -> None:
+        """Do the pieces with the fast library `backend`, or the reference; `finished` is called for every complete one.
 
-        `jobs` is asked for the next piece only when a worker is free, so that it can look at what is done by then. A
+        `items` is asked for the next piece only when a worker is free, so that it can look at what is done by then. A
         library that is found wrong is given up for all pieces not yet begun.
 
-        Raises: DataError as `do_piece`; WorkFailed if a worker is killed. Complete pieces stay.
+        Raises: DataError and DiskError as `do_piece`; WorkFailed if a worker is killed. Complete pieces stay.
         """
         try:
-            self._give_out(jobs, backend, _Shown(bar, self._counters), finished)
+            self._give_out(items, backend, _Shown(bar, self._counters), finished)
         except BrokenProcessPool as error:
             raise WorkFailed(
                 f"a worker process was killed at {' or '.join(sorted(self._in_work)) or 'its start'} (out of memory, "
                 "or a file that crashes its reader?); run again to go on from the last complete shard"
             ) from error
 
-    def _give_out(self, jobs: Iterator[Job], backend: str | None, shown: "_Shown", finished: Callable) -> None:
-        pending: dict[Future[Done], Job] = {}
+    def _give_out(self, items: Iterator[WorkItem], backend: str | None, shown: "_Shown", finished: Finished) -> None:
+        pending: dict[Future[Done], WorkItem] = {}
         while True:
-            while len(pending) < self._count and (job := next(jobs, None)) is not None:
-                pending[self._pool.submit(_do, job, backend)] = job
-            self._in_work = {f"{job.name} ({job.file.url})" for job in pending.values()}
+            while len(pending) < self._count and (item := next(items, None)) is not None:
+                pending[self._pool.submit(_do, item, backend)] = item
+            self._in_work = {f"{item.name} ({item.file.url})" for item in pending.values()}
             if not pending:
                 return
             complete, _ = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             shown.update()
             for future in complete:
-                job = pending.pop(future)
+                item = pending.pop(future)
                 done = future.result()
                 if done.difference and backend:
                     backend = None
-                    tell_difference(done.difference)
-                finished(job, done.record)
+                    warn_of_difference(done.difference)
+                finished(item, done.record)
 
 
-def tell_difference(difference: str) -> None:
+def warn_of_difference(difference: str) -> None:
     logger.warning("%s; going on with the reference from the last complete shard", difference)
 
 
@@ -166,26 +168,26 @@ class Encoders:
     def __init__(self, reference: Tokenizer, check_fraction: float) -> None:
         self._reference = reference
         self._check_fraction = check_fraction
-        self._made: dict[str | None, CheckedEncoder] = {}
+        self._loaded: dict[str | None, CheckedEncoder] = {}
 
     def get(self, backend: str | None) -> CheckedEncoder:
         """The encoder by that library, checked all along; by the reference alone for None."""
-        if backend not in self._made:
+        if backend not in self._loaded:
             library = load_fast(backend, self._reference) if backend else None
-            self._made[backend] = CheckedEncoder(self._reference, library, self._check_fraction)
-        return self._made[backend]
+            self._loaded[backend] = CheckedEncoder(self._reference, library, self._check_fraction)
+        return self._loaded[backend]
 
 
-def _do(job: Job, backend: str | None) -> Done:
-    return do_trusted(job, _worker["encoders"], backend, _count)
+def _do(item: WorkItem, backend: str | None) -> Done:
+    return do_trusted(item, _worker["encoders"], backend, _count)
 
 
-def do_trusted(job: Job, encoders: Encoders, backend: str | None, progress: Progress) -> Done:
+def do_trusted(item: WorkItem, encoders: Encoders, backend: str | None, meter: Meter) -> Done:
     """Do a piece; if the fast library proves wrong in it, do it again, from its start, with the reference."""
     try:
-        return Done(do_piece(job, encoders.get(backend), progress), None)
+        return Done(do_piece(item, encoders.get(backend), meter), None)
     except Difference as difference:
-        return Done(do_piece(job, encoders.get(None)), f"{job.name}: {difference}")
+        return Done(do_piece(item, encoders.get(None)), f"{item.name}: {difference}")
 
 
 def _count(text_bytes: int, tokens: int) -> None:

@@ -6,19 +6,21 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import artifact, merge
+from data_prep import artifact, merge, rejection_limit
 from data_prep.artifact import ShardSet
 from data_prep.config import DataConfig
+from data_prep.disk_space import refuse_small_disk
 from data_prep.errors import DataError
-from data_prep.leftovers import remove_leftovers
 from data_prep.plan import FILE_NAME as PLAN
-from data_prep.plan import extend, refuse_other_files
+from data_prep.plan import refuse_other_files
 from data_prep.pool import available_cores
-from data_prep.preparation import Preparation
+from data_prep.progress import Progress
 from data_prep.reading.sources import check_source
-from data_prep.shards import writing
+from data_prep.task import Task
 from data_prep.tokenizers.reference import Tokenizer, load_tokenizer
-from data_prep.work import PIECES, SHARDS
+from data_prep.work_item import PIECES, SHARDS
+from foundation.errors import DiskError
+from foundation.files import explained_writes, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ def run(
     no text is in both parts. (One that is held out, or trained on, as a whole may share texts with others.)
 
     Raises: DataError for everything that `check` refuses, too many documents that cannot be read, a corpus without
-    tokens, a part that is smaller than one row, and a full disk. Complete pieces stay.
+    tokens, a part that is smaller than one row; DiskError for a full disk. Complete pieces stay.
     """
     encoder = load_tokenizer(tokenizer)
     _check_tokenizer(encoder, tokenizer, model_vocab_size)
@@ -45,13 +47,14 @@ def run(
     if (out_dir / artifact.FILE_NAME).is_file():
         return merge.finish(config, encoder, out_dir)
     with _nothing_without_progress(out_dir):
-        preparation = _open(config, encoder, tokenizer, out_dir, workers)
-        refuse_other_files(preparation.plan, config, out_dir)
-        preparation.do(task=0, of=1)
-        while (short := merge.short_source(preparation.plan, config, preparation.records)) is not None:
-            preparation.plan = extend(preparation.plan, short[0], config, short[1], out_dir / PIECES)
-            preparation.do(task=0, of=1)
-        return merge.merge(preparation.plan, config, encoder, str(tokenizer), out_dir)
+        progress = _open_folder(config, encoder, out_dir)
+        refuse_other_files(progress.plan, config, out_dir)
+        task = Task(progress, Path(tokenizer), workers or available_cores())
+        task.do()
+        while (shortage := progress.shortage()) is not None:
+            progress.extend_plan(shortage)
+            task.do()
+        return merge.merge(progress, str(tokenizer))
 
 
 def work(
@@ -81,8 +84,9 @@ def work(
         logger.info("%s: all shards are complete", out_dir)
         return 0
     try:
-        return _open(config, encoder, tokenizer, out_dir, workers).do(task=task, of=of)
-    except (DataError, FileNotFoundError):
+        progress = _open_folder(config, encoder, out_dir)
+        return Task(progress, Path(tokenizer), workers or available_cores(), task, of).do()
+    except (DataError, DiskError, FileNotFoundError):
         if not (out_dir / artifact.FILE_NAME).is_file():
             raise
         # Others have done all pieces and merged them meanwhile; what this task wrote last is not part of the set.
@@ -106,10 +110,9 @@ def undone_tasks(config: DataConfig, *, tokenizer: Path, out_dir: Path, of: int)
         return []
     if not is_planned(out_dir):
         return list(range(of))
-    preparation = Preparation(config, load_tokenizer(tokenizer), Path(tokenizer), out_dir, 1)
-    preparation.look()
-    refuse_other_files(preparation.plan, config, out_dir)
-    return [task for task in range(of) if next(preparation.jobs(task, of), None) is not None]
+    progress = Progress.of_folder(config, load_tokenizer(tokenizer), out_dir)
+    refuse_other_files(progress.plan, config, out_dir)
+    return [task for task in range(of) if next(progress.items(task, of), None) is not None]
 
 
 def check_merge(config: DataConfig, *, tokenizer: Path, out_dir: Path) -> None:
@@ -119,21 +122,20 @@ def check_merge(config: DataConfig, *, tokenizer: Path, out_dir: Path) -> None:
         return
     if not (out_dir / PIECES).is_dir():
         raise DataError(f"{out_dir}: no task has worked here yet; run the tasks first (--task I --of N)")
-    preparation = Preparation(config, load_tokenizer(tokenizer), Path(tokenizer), out_dir, 1)
-    preparation.look()
-    refuse_other_files(preparation.plan, config, out_dir)
-    missing = [job.name for job in preparation.jobs(0, 1)]
+    progress = Progress.of_folder(config, load_tokenizer(tokenizer), out_dir)
+    refuse_other_files(progress.plan, config, out_dir)
+    missing = [item.name for item in progress.items(0, 1)]
     if missing:
         raise DataError(
             f"{out_dir}: {len(missing)} pieces are not done, the first is {missing[0]}; run their tasks again, or "
             "leave --merge out to do them here"
         )
-    short = merge.short_source(preparation.plan, config, preparation.records)
-    if short is not None:
-        extend(preparation.plan, short[0], config, short[1], out_dir / PIECES)
+    shortage = progress.shortage()
+    if shortage is not None:
+        progress.extend_plan(shortage)
         raise DataError(
-            f"{out_dir}: {short[1]:,} tokens are missing of {config.sources[short[0]].label}; more of its files have "
-            "been added to the plan: run the tasks again"
+            f"{out_dir}: {shortage.tokens:,} tokens are missing of {config.sources[shortage.source].label}; more of "
+            "its files have been added to the plan: run the tasks again"
         )
 
 
@@ -161,16 +163,16 @@ def _check_sources(config: DataConfig) -> None:
         check_source(source)
 
 
-def _open(config: DataConfig, encoder: Tokenizer, tokenizer: Path, out_dir: Path, workers: int | None) -> "Preparation":
+def _open_folder(config: DataConfig, encoder: Tokenizer, out_dir: Path) -> Progress:
+    """The folder made ready for work: planned, without leftovers of killed processes, and with room for the shards."""
     for folder in (out_dir / PIECES, out_dir / SHARDS):
-        with writing(folder):
+        with explained_writes(folder):
             folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
     remove_leftovers(out_dir)
-    preparation = Preparation(config, encoder, Path(tokenizer), out_dir, workers or available_cores())
-    preparation.look()
-    preparation.refuse_small_disk()
-    return preparation
+    progress = Progress.of_folder(config, encoder, out_dir)
+    refuse_small_disk(progress)
+    return progress
 
 
 @contextlib.contextmanager
@@ -180,8 +182,9 @@ def _nothing_without_progress(out_dir: Path) -> Iterator[None]:
     missing = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
     try:
         yield
-    except DataError:
-        if not planned and not any((out_dir / SHARDS).glob("*.idx")) and not (out_dir / merge.REJECTED).is_file():
+    except (DataError, DiskError):
+        has_rejected = (out_dir / rejection_limit.FILE_NAME).is_file()
+        if not planned and not has_rejected and not any((out_dir / SHARDS).glob("*.idx")):
             for folder in (out_dir / PIECES, out_dir / SHARDS):
                 shutil.rmtree(folder, ignore_errors=True)
             for folder in missing:

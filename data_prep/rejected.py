@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from data_prep.reading.records import Rejection
-from data_prep.shards import partial, publish, writing
+from foundation.files import atomic_path, explained_writes, publish, temporary_path
 
 
 class RejectedWriter:
@@ -20,47 +20,46 @@ class RejectedWriter:
         self.path = path
         self.documents = 0
         self.bytes_lost = 0
+        self._temporary = temporary_path(path)
 
     def __enter__(self) -> "RejectedWriter":
-        with writing(self.path):
-            self._file = partial(self.path).open("w", encoding="utf-8")
+        with explained_writes(self.path):
+            self._stream = self._temporary.open("w", encoding="utf-8")
         return self
 
     def add(self, rejections: Iterable[Rejection]) -> None:
-        """Raises: DataError if the disk is full."""
+        """Raises: DiskError if the disk is full."""
         for rejection in rejections:
             self.documents += rejection.documents
             self.bytes_lost += (rejection.bytes or 0) if rejection.more else 0
-            with writing(self.path):
-                self._file.write(f"{rejection.model_dump_json()}\n")
+            with explained_writes(self.path):
+                self._stream.write(f"{rejection.model_dump_json()}\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
             if error is None:
-                with writing(self.path):
-                    self._file.close()
+                with explained_writes(self.path):
+                    self._stream.close()
                     if self.documents:
-                        publish(self.path)
+                        publish(self._temporary, self.path)
         finally:
             with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
-                self._file.close()
-            partial(self.path).unlink(missing_ok=True)
+                self._stream.close()
+            self._temporary.unlink(missing_ok=True)
 
 
-def join_rejected(parts: Iterable[Path], path: Path) -> None:
-    """All lines of the parts that there are, in order, in one file; no file if there are none."""
-    found = [part for part in parts if part.is_file()]
-    if not found:
+def join_rejected(lists: Iterable[Path], path: Path) -> None:
+    """All lines of the lists that there are, in order, in one file; no file if there are none.
+
+    Raises: DiskError if the disk is full.
+    """
+    present = [one for one in lists if one.is_file()]
+    if not present:
         path.unlink(missing_ok=True)
         return
-    try:
-        with writing(path), partial(path).open("wb") as joined:
-            for part in found:
-                with part.open("rb") as lines:
-                    shutil.copyfileobj(lines, joined)
-        with writing(path):
-            publish(path)
-    finally:
-        partial(path).unlink(missing_ok=True)
+    with atomic_path(path) as temporary, temporary.open("wb") as joined:
+        for one in present:
+            with one.open("rb") as lines:
+                shutil.copyfileobj(lines, joined)

@@ -3,8 +3,6 @@
 import contextlib
 import hashlib
 import logging
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from data_prep.artifact import Part, ShardSet, SourceShards
 from data_prep.errors import DataError
 from data_prep.joined_shards import JoinedConfig, JoinedGPTDataset, JoinedShards, OpenShards
 from data_prep.megatron import BlendedMegatronDatasetBuilder
-from data_prep.shards import writing
+from foundation.files import explained_writes, publish_folder, remove, temporary_path
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +102,7 @@ def build_rows(
     Call it on every rank of an initialised process group, or in a process without one. Rank 0 builds the index files
     in `cache_dir`, which all ranks share; they appear there as a whole, under a name made of the shards' digests.
 
-    Raises: DataError if a source has too few tokens for one row, or the disk of `cache_dir` is full.
+    Raises: DataError if a source has too few tokens for one row; DiskError if the disk of `cache_dir` is full.
     """
     row_length = shards.row_length if row_length is None else row_length
     train = [source for source in shards.sources if source.train.documents]
@@ -207,28 +205,36 @@ def _cache(path: Path) -> Iterator[Path]:
 
     Megatron writes index files in place and takes any that exist for complete, so a killed run must not leave them.
     """
-    temporary = path.with_name(f".{path.name}.partial")
-    first = distributed.get_rank() == 0
-    # Rank 0 says for all: another machine may not see yet what this one made, and the ranks must do the same.
-    complete = [first and path.is_dir()]
-    if first and not complete[0]:
-        shutil.rmtree(temporary, ignore_errors=True)
-        with writing(temporary):
-            temporary.mkdir(parents=True)
-    distributed.broadcast_object_list(complete)
-    if complete[0]:
+    is_first = distributed.get_rank() == 0
+    # Rank 0 chooses for all: another machine may not see yet what this one wrote, and the ranks must do the same.
+    names = [_complete_or_temporary(path).name if is_first else ""]
+    distributed.broadcast_object_list(names)
+    folder = path.with_name(names[0])
+    if folder == path:
         yield path
         return
     try:
-        with writing(temporary), _unwrapped():
-            yield temporary
+        with explained_writes(path), _unwrapped():
+            yield folder
     except BaseException:
-        if first:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if is_first:
+            remove(folder)
         raise
     distributed.barrier()
-    if first:
-        os.replace(temporary, path)
+    if is_first:
+        publish_folder(folder, path)
+
+
+def _complete_or_temporary(path: Path) -> Path:
+    """`path` if it is there, else a new temporary folder beside it; what killed runs left of the same request goes."""
+    if path.is_dir():
+        return path
+    for leftover in path.parent.glob(f".{path.name}.*"):  # one run builds in a cache at a time
+        remove(leftover)
+    temporary = temporary_path(path)
+    with explained_writes(path):
+        temporary.mkdir(parents=True)
+    return temporary
 
 
 @contextlib.contextmanager

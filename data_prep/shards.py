@@ -6,22 +6,16 @@ builder.
 """
 
 import contextlib
-import errno
-import functools
 import hashlib
-import os
-import shutil
-import socket
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 import numpy
 
 from data_prep.errors import DataError
+from foundation.files import explained_writes, publish, temporary_path
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 HEADER = b"MMIDIDX\x00\x00"
 HEADER_BYTES = len(HEADER) + struct.calcsize("<QBQQ")
 VERSION = 1
@@ -36,21 +30,6 @@ def token_type(vocab_size: int) -> str:
     return "uint16" if vocab_size < SMALL_VOCABULARY else "int32"
 
 
-def partial(path: Path) -> Path:
-    """The temporary name, in the same folder, under which this process writes `path`; other processes have others."""
-    return path.with_name(f".{path.name}.{this_machine()}-{os.getpid()}.partial")
-
-
-@functools.cache
-def this_machine() -> str:
-    """Names the host and, since containers may share a host's name, where process numbers count."""
-    try:
-        numbers = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        numbers = 0
-    return f"{socket.gethostname()}-{numbers}"
-
-
 class ShardWriter:
     """Writes documents to `prefix`.bin and `prefix`.idx, as Megatron-core's IndexedDataset reads them.
 
@@ -60,31 +39,39 @@ class ShardWriter:
     """
 
     def __init__(self, prefix: Path, vocab_size: int) -> None:
-        self.paths = (prefix.with_name(prefix.name + ".bin"), prefix.with_name(prefix.name + ".idx"))
+        self.bin_path = prefix.with_name(f"{prefix.name}.bin")
+        self.idx_path = prefix.with_name(f"{prefix.name}.idx")
         self.dtype = token_type(vocab_size)
         self.documents = 0
         self.tokens = 0
         self.digest = ""
+        self._temporary_bin = temporary_path(self.bin_path)
+        self._temporary_idx = temporary_path(self.idx_path)
         self._lengths: list[numpy.ndarray] = []
         self._digest = hashlib.sha256()
 
     def __enter__(self) -> "ShardWriter":
-        with writing(self.paths[0]):
-            self._bin = partial(self.paths[0]).open("wb")
+        with explained_writes(self.bin_path):
+            self._stream = self._temporary_bin.open("wb")
         return self
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the .bin so far."""
+        return self.tokens * TOKEN_TYPES[self.dtype]
 
     def add(self, ids: numpy.ndarray, lengths: numpy.ndarray) -> None:
         """Append documents: all their token ids joined, and the number of tokens in each.
 
-        Raises: DataError if the disk is full; OverflowError if an id does not fit the stored type.
+        Raises: DiskError if the disk is full; OverflowError if an id does not fit the stored type.
         """
         if not len(lengths):
             return
         if ids.size and int(ids.max()) > numpy.iinfo(self.dtype).max:
             raise OverflowError(f"token id {int(ids.max())} does not fit {self.dtype}")
         block = numpy.ascontiguousarray(ids, dtype=self.dtype).tobytes()
-        with writing(self.paths[0], self.tokens * TOKEN_TYPES[self.dtype]):
-            self._bin.write(block)
+        with explained_writes(self.bin_path, written=self.bytes_written):
+            self._stream.write(block)
         self._digest.update(block)
         self._lengths.append(lengths.astype(numpy.int32))
         self.documents += len(lengths)
@@ -98,17 +85,17 @@ class ShardWriter:
                 self._commit()
         finally:
             with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
-                self._bin.close()
-            for path in self.paths:
-                partial(path).unlink(missing_ok=True)
+                self._stream.close()
+            for temporary in (self._temporary_bin, self._temporary_idx):
+                temporary.unlink(missing_ok=True)
 
     def _commit(self) -> None:
         index = index_bytes(numpy.concatenate(self._lengths), self.dtype)
-        with writing(self.paths[0], self.tokens * TOKEN_TYPES[self.dtype]):
-            self._bin.close()
-            partial(self.paths[1]).write_bytes(index)
-            for path in self.paths:
-                publish(path)
+        with explained_writes(self.bin_path, written=self.bytes_written):
+            self._stream.close()
+            self._temporary_idx.write_bytes(index)
+            publish(self._temporary_bin, self.bin_path)
+            publish(self._temporary_idx, self.idx_path)
         self._digest.update(index)
         self.digest = self._digest.hexdigest()
 
@@ -147,47 +134,3 @@ def pair_digest(prefix: Path) -> str:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
-
-
-def publish(path: Path) -> None:
-    """Give the finished temporary of `path` its name; it is on the disk when this returns."""
-    _sync(partial(path))
-    os.replace(partial(path), path)
-    _sync(path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically.
-
-    Raises: DataError if the disk is full or the folder cannot be written.
-    """
-    try:
-        with writing(path):
-            partial(path).write_text(text, encoding="utf-8")
-            publish(path)
-    finally:
-        partial(path).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def writing(path: Path, written: int = 0) -> Iterator[None]:
-    """Turn a failure to write `path` into a DataError that names it and the bytes written and free."""
-    try:
-        yield
-    except OSError as error:
-        # numpy reports a short write without an error number
-        if error.errno in FULL or "requested and" in str(error):
-            free = shutil.disk_usage(path.parent).free
-            raise DataError(
-                f"{path}: the disk is full: {written:,} bytes written, {free:,} bytes free; "
-                "free some space or choose another folder"
-            ) from error
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,15 +20,13 @@ log = logging.getLogger(__name__)
 _SECONDS = 60
 _TRIES = 4
 _UNANSWERED = ("Unable to contact", "timed out", "Connection refused", "Zero Bytes were transmitted")
-Found = TypeVar("Found")
+Accepted = TypeVar("Accepted")
 
 
-def require_sbatch() -> None:
-    """Raises: SlurmError if this machine cannot submit jobs."""
+def require_sbatch(way_out: str) -> None:
+    """Raises: SlurmError, ending in the way out, if this machine cannot submit jobs."""
     if shutil.which("sbatch") is None:
-        raise SlurmError(
-            "no sbatch on the path: jobs are submitted on a login node of the cluster; to run here: drope run RECIPE"
-        )
+        raise SlurmError(f"no sbatch on the path: jobs are submitted on a login node of the cluster; {way_out}")
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
@@ -44,17 +42,17 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
         raise SlurmUnreachable(f"{words[0]} has not answered for {_SECONDS} s") from error
 
 
-def said(result: subprocess.CompletedProcess[str]) -> str:
+def failure_text(result: subprocess.CompletedProcess[str]) -> str:
     """What a command printed of its failure, on one line."""
     lines = (result.stderr or result.stdout).splitlines()
     return "; ".join(line.strip().removeprefix("sbatch: ").removeprefix("error: ") for line in lines if line.strip())
 
 
-def submit(script: Path, after: str = "", *, accepted: Callable[[], Found | None]) -> "int | Found":
+def submit(script: Path, after: str = "", *, accepted: Callable[[], Accepted | None]) -> "int | Accepted":
     """Submits a script; the job's id.
 
-    Where SLURM's answer is lost, `accepted` looks whether the job was accepted nevertheless, and what it finds is
-    returned; only if it finds none the script is submitted again.
+    Where SLURM's answer is lost, `accepted` looks whether the job was accepted nevertheless, and its result is
+    returned; only if that is None the script is submitted again.
 
     Raises: SlurmError in sbatch's own words, SlurmUnreachable.
     """
@@ -63,17 +61,17 @@ def submit(script: Path, after: str = "", *, accepted: Callable[[], Found | None
         try:
             result = command(*words)
         except SlurmUnreachable:
-            if (found := accepted()) is not None:
-                return found
+            if (job := accepted()) is not None:
+                return job
             raise
         if result.returncode == 0:
             return int(result.stdout.strip().splitlines()[-1].split(";")[0])
         if not any(sign in result.stderr for sign in _UNANSWERED):
-            raise SlurmError(f"sbatch refused {script}: {said(result)}")
-        if (found := accepted()) is not None:
-            return found
+            raise SlurmError(f"sbatch refused {script}: {failure_text(result)}")
+        if (job := accepted()) is not None:
+            return job
         time.sleep(2**attempt)
-    raise SlurmUnreachable(f"sbatch {script}: {said(result)}")
+    raise SlurmUnreachable(f"sbatch {script}: {failure_text(result)}")
 
 
 def check(script: Path, name: str, resources: Resources) -> None:
@@ -86,7 +84,7 @@ def check(script: Path, name: str, resources: Resources) -> None:
     """
     result = command("sbatch", "--test-only", str(script))
     if result.returncode != 0:
-        reason = said(result).removeprefix("allocation failure: ")
+        reason = failure_text(result).removeprefix("allocation failure: ")
         if "node configuration is not available" not in reason or not nodes_out(resources.partition):
             raise SlurmError(f"SLURM would refuse the job {name}: {reason}")
         log.warning("the job %s cannot run while nodes of its partition are out (SLURM: %s)", name, reason)
@@ -94,9 +92,9 @@ def check(script: Path, name: str, resources: Resources) -> None:
     if resources.time and limits and all(seconds_of(resources.time) > limit for limit in limits.values()):
         longest = max(limits, key=limits.__getitem__)
         raise SlurmError(
-            f"the job {name} asks for time: {resources.time} (stage or pool of the cluster profile); partition "
-            f"{longest} allows {timedelta(seconds=limits[longest])} at most. A training needs no more: it goes on in "
-            "a new allocation when its time is up"
+            f"the job {name} asks for time: {resources.time} (in the cluster profile); partition {longest} allows "
+            f"{timedelta(seconds=limits[longest])} at most. Work that can be requeued needs no more: it goes on in a "
+            "new allocation when its time is up"
         )
 
 
@@ -109,12 +107,12 @@ def time_limits(partition: str | None) -> dict[str, float]:
         result = command("sinfo", "--noheader", "-o", "%P|%l", *(["-p", partition] if partition else []))
     except SlurmUnreachable:
         return {}
-    found = {}
+    limits = {}
     for line in result.stdout.splitlines():
         name, _, limit = line.strip().partition("|")
         if (partition or name.endswith("*")) and limit:
-            found[name.rstrip("*")] = seconds_of(limit) if limit[0].isdecimal() else math.inf
-    return found
+            limits[name.rstrip("*")] = seconds_of(limit) if limit[0].isdecimal() else math.inf
+    return limits
 
 
 def cancel(ids: Sequence[str]) -> None:
@@ -123,14 +121,14 @@ def cancel(ids: Sequence[str]) -> None:
         return
     result = command("scancel", *ids)
     if result.returncode != 0 and "already" not in result.stderr and "Invalid job id" not in result.stderr:
-        raise SlurmError(f"scancel: {said(result)}")
+        raise SlurmError(f"scancel: {failure_text(result)}")
 
 
 def exclude_nodes(job_id: int, nodes: str) -> None:
     """Has a job that waits exclude these nodes, and no others. Raises: SlurmError."""
     result = command("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={nodes}")
     if result.returncode != 0:
-        raise SlurmError(f"scontrol update of job {job_id}: {said(result)}")
+        raise SlurmError(f"scontrol update of job {job_id}: {failure_text(result)}")
 
 
 def setting(name: str, default: str) -> str:
@@ -139,8 +137,8 @@ def setting(name: str, default: str) -> str:
         result = command("scontrol", "show", "config")
     except SlurmUnreachable:
         return default
-    found = re.search(rf"^{name}\s*=\s*(\S+)", result.stdout, re.MULTILINE | re.IGNORECASE)
-    return found[1] if found else default
+    line = re.search(rf"^{name}\s*=\s*(\S+)", result.stdout, re.MULTILINE | re.IGNORECASE)
+    return line[1] if line else default
 
 
 @dataclass(frozen=True)
@@ -185,15 +183,15 @@ def listed(names: Callable[[str], bool]) -> list[JobState]:
     """
     result = command("squeue", "--me", "--noheader", "--array", "--states=all", "-o", "%F|%K|%T|%N|%r|%j")
     if result.returncode != 0:
-        raise SlurmUnreachable(f"squeue: {said(result)}")
-    found = []
+        raise SlurmUnreachable(f"squeue: {failure_text(result)}")
+    states = []
     for line in result.stdout.splitlines():
         if line.count("|") < 5:  # the rest of another job's name, which has a line break
             continue
         job_id, task, state, nodes, reason, name = line.split("|", 5)
         if names(name):
-            found.append(JobState(int(job_id), _task(task), name, state, _reason(reason), nodes))
-    return found
+            states.append(JobState(int(job_id), _task(task), name, state, _reason(reason), nodes))
+    return states
 
 
 def remembered(job_id: int) -> list[JobState]:
@@ -214,13 +212,13 @@ def accounted(job_id: int) -> list[JobState]:
         result = command("sacct", "-n", "-P", "-X", "-j", str(job_id), "-o", fields)
     except SlurmUnreachable:
         return []
-    found = []
+    states = []
     for line in result.stdout.splitlines() if result.returncode == 0 else ():
         identity, name, state, code, nodes = line.split("|")
         number, _, task = identity.partition("_")
         if number.isdecimal() and (not task or task.isdecimal()):
-            found.append(JobState(int(number), _task(task), name, state.split()[0], nodes=nodes, exit_code=code))
-    return found
+            states.append(JobState(int(number), _task(task), name, state.split()[0], nodes=nodes, exit_code=code))
+    return states
 
 
 def states_of(ids: Sequence[int], active: Sequence[JobState]) -> dict[int, list[JobState]]:
@@ -228,7 +226,7 @@ def states_of(ids: Sequence[int], active: Sequence[JobState]) -> dict[int, list[
 
     Of an array's tasks that were cancelled before they began accounting alone knows.
     """
-    found: dict[int, list[JobState]] = {}
+    states: dict[int, list[JobState]] = {}
     for job_id in ids:
         kept = {state.task: state for state in remembered(job_id)}
         known = kept if None in kept else {state.task: state for state in accounted(job_id)} | kept
@@ -237,8 +235,8 @@ def states_of(ids: Sequence[int], active: Sequence[JobState]) -> dict[int, list[
             for state in active
             if state.job_id == job_id and state.is_active
         }
-        found[job_id] = list(known.values())
-    return found
+        states[job_id] = list(known.values())
+    return states
 
 
 def nodes_of_partition(partition: str | None) -> set[str]:
@@ -279,12 +277,12 @@ def node_facts(nodes: Sequence[str]) -> dict[str, dict[str, str]]:
         result = command("scontrol", "--oneliner", "show", "node", ",".join(nodes))
     except SlurmUnreachable:
         return {}
-    found = {}
+    facts_by_node = {}
     for line in result.stdout.splitlines():
         facts = dict(re.findall(r"(\w+)=(\S+)", line))
         if "NodeName" in facts:
-            found[facts["NodeName"]] = facts
-    return found
+            facts_by_node[facts["NodeName"]] = facts
+    return facts_by_node
 
 
 def _described(line: str) -> list[JobState]:
@@ -313,12 +311,12 @@ def _described(line: str) -> list[JobState]:
 
 def tasks_in(text: str) -> list[int]:
     """Task numbers of `0-3,7%2`."""
-    found = []
+    tasks: list[int] = []
     for part in text.split("%")[0].split(","):
         first, _, last = part.partition("-")
         if first.isdecimal():
-            found += range(int(first), int(last.split(":")[0] or first) + 1) if last else [int(first)]
-    return found
+            tasks += range(int(first), int(last.split(":")[0] or first) + 1) if last else [int(first)]
+    return tasks
 
 
 def _task(text: str) -> int | None:

@@ -33,6 +33,10 @@ class Job:
     """What must be visible on the first node before the command runs."""
     environment: tuple[str, ...] = ()
     """Lines of bash before those of the profile."""
+    program: str = "job"
+    """Name before what the script itself prints."""
+    resumed_by: str = "submitting it again"
+    """What goes on from the work done, where the job cannot be requeued."""
 
     @property
     def nodes(self) -> int:
@@ -46,10 +50,10 @@ class Job:
 
 def ranges(numbers: tuple[int, ...]) -> str:
     """Task numbers as --array has them: 0-4,7,9-11."""
-    found: list[list[int]] = []
+    runs: list[list[int]] = []
     for number in sorted(set(numbers)):
-        if found and number == found[-1][-1] + 1:
-            found[-1] = [found[-1][0], number]
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
         else:
-            found.append([number])
-    return ",".join("-".join(map(str, run)) for run in found)
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)

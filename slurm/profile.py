@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from slurm.errors import SlurmError
+
 _TIME = re.compile(r"(\d+-)?\d{1,3}(:\d{1,2}){0,2}")
 _MEMORY = re.compile(r"\d+[KMGT]?")
 _OURS = ("--job-name", "-J", "--output", "-o", "--error", "-e", "--array", "-a", "--dependency", "-d", "--signal")
-"""Options that the scripts set themselves: given again they would break the chain."""
+"""Options that the scripts set themselves: given again they would break them."""
 
 
 def _one_line(text: str) -> str:
@@ -57,7 +59,7 @@ class _Section(BaseModel):
 
 
 class Resources(_Section):
-    """What a job asks for. Where a stage says nothing its pool counts, and then the defaults."""
+    """What a job asks for."""
 
     partition: Line | None = Field(None, description="partition, or several with commas")
     account: Line | None = Field(None, description="account that is charged")
@@ -66,24 +68,24 @@ class Resources(_Section):
     constraint: Line | None = Field(None, description="features that nodes must have, such as h100&ib")
     exclude: Line | None = Field(None, description="nodes never to be used, such as node[7,12]")
     time: TimeLimit | None = Field(None, description="time limit of one allocation: minutes, HH:MM:SS or D-HH:MM:SS")
-    nodes: _Count | None = Field(None, description="nodes of a training; other jobs take one")
+    nodes: _Count | None = Field(None, description="nodes of a job that can use several")
     nodes_min: _Count | None = Field(
-        None, description="fewest nodes that a training also runs on, with fewer data-parallel ranks; default: nodes"
+        None, description="fewest nodes that a job of several also runs on; default: nodes"
     )
     cpus: _Count | None = Field(None, description="CPUs on every node")
     memory: Memory | None = Field(None, description="main memory on every node, such as 64G; 0: all that it has")
-    gpus: int | None = Field(None, ge=0, description="GPUs on every node; a training runs a process on each")
+    gpus: int | None = Field(None, ge=0, description="GPUs on every node")
     gpu_type: Line | None = Field(None, description="kind of GPU in SLURM's words, such as h100")
     gpus_by: Literal["gpus-per-node", "gres"] | None = Field(
         None, description="option that GPUs are asked for with; default: gpus-per-node"
     )
     processes: _Count | None = Field(
         None,
-        description="training processes on every node where there are no GPUs; default: 1",
+        description="processes on every node of a job of several, where there are no GPUs; default: 1",
     )
     exclusive: bool | None = Field(None, description="whole nodes, shared with no other job")
-    tasks: _Count | None = Field(None, description="data and evaluation: tasks of the job array")
-    at_once: _Count | None = Field(None, description="data and evaluation: tasks that may run at the same time")
+    tasks: _Count | None = Field(None, description="tasks of a job array")
+    at_once: _Count | None = Field(None, description="tasks of a job array that may run at the same time")
     sbatch: tuple[Option, ...] | None = Field(None, description="more options of sbatch, as on its command line")
     srun: tuple[Option, ...] | None = Field(None, description="more options of srun, such as --mpi=none")
 
@@ -98,8 +100,8 @@ class Resources(_Section):
         return Resources.model_validate(other.model_dump(exclude_none=True) | self.model_dump(exclude_none=True))
 
 
-class StageResources(Resources):
-    """Of one stage: its pool, and what differs from it."""
+class PoolResources(Resources):
+    """What one kind of job asks for: a pool, and what differs from it."""
 
     pool: str | None = Field(None, description="name of a pool below pools")
 
@@ -133,7 +135,7 @@ class Restarts(_Section):
         "in which nothing was finished ends the job at once"
     )  # fmt: skip
     warning_seconds: int = Field(
-        180, ge=10, description="SIGUSR1 comes this long before the time limit: the last step and a checkpoint must fit"
+        180, ge=10, description="SIGUSR1 comes this long before the time limit: in it the work must end in good order"
     )
     command: Line = Field(
         "scontrol requeue",
@@ -142,33 +144,27 @@ class Restarts(_Section):
 
 
 class ClusterProfile(_Section):
-    """How one cluster is used."""
+    """How one cluster is used, whatever the jobs do. Who has kinds of jobs derives a profile that names them."""
 
     description: str = Field("", description="for people")
     defaults: Resources = Field(default_factory=Resources, description="of all jobs")
     pools: dict[str, Resources] = Field(default_factory=dict, description="kinds of nodes, by a name of your choice")
-    stages: dict[str, StageResources] = Field(default_factory=dict, description="stages by name: pool and what differs")
     environment: tuple[Line, ...] = Field(
         (),
         description="lines of bash before the work: module load, export NAME=value; exports reach all nodes",
     )
-    drope: Line | None = Field(None, description="the drope command on nodes; default: that of this installation")
     container: Container | None = Field(None, description="container of all jobs' commands")
     scratch: Line | None = Field(None, description="folder on every node for temporary files (TMPDIR), may use $USER")
     mail: Mail | None = Field(None, description="mails from SLURM")
     restarts: Restarts = Field(default_factory=Restarts, description="going on in a new allocation")
 
-    @model_validator(mode="after")
-    def _pools_exist(self) -> "ClusterProfile":
-        for name, stage in self.stages.items():
-            if stage.pool is not None and stage.pool not in self.pools:
-                raise ValueError(f"stages.{name}.pool = {stage.pool!r}: pools has {', '.join(self.pools) or 'none'}")
-            self.resources(name)  # nodes and nodes_min may come from different places
-        return self
+    def resolved(self, own: PoolResources) -> Resources:
+        """What a job asks for: its own, where that says nothing its pool's, and then the defaults.
 
-    def resources(self, stage: str) -> Resources:
-        """What a job of the stage asks for."""
-        own = self.stages.get(stage, StageResources())
+        Raises: SlurmError for a pool that the profile has not.
+        """
+        if own.pool is not None and own.pool not in self.pools:
+            raise SlurmError(f"pool = {own.pool!r}: pools has {', '.join(self.pools) or 'none'}")
         of_pool = self.pools[own.pool] if own.pool else Resources()
         return Resources.model_validate(own.model_dump(exclude={"pool"})).over(of_pool.over(self.defaults))
 

@@ -21,7 +21,7 @@ def script_text(job: Job, profile: ClusterProfile) -> str:
     parts = [
         f"#!/bin/bash\n# shellcheck disable=SC2016 # what stands in single quotes is meant as it stands\n{options}",
         "set -uo pipefail",
-        _restart_cap(profile),
+        _restart_cap(job, profile),
         _setting(job, profile),
         _wait_for(job.files),
         _work(job, profile),
@@ -56,7 +56,7 @@ def _of_resources(resources: Resources) -> dict[str, str]:
         name: getattr(resources, name)
         for name in ("partition", "account", "qos", "reservation", "constraint", "exclude", "time")
     }
-    found = {
+    options = {
         **plain,
         "nodes": str(nodes) if fewest == nodes else f"{fewest}-{nodes}",
         # With a number of tasks SLURM gives the fewest nodes that hold them, without one as many as there are.
@@ -67,10 +67,10 @@ def _of_resources(resources: Resources) -> dict[str, str]:
     if resources.gpus:
         kind = f"{resources.gpu_type}:" if resources.gpu_type else ""
         if resources.gpus_by == "gres":
-            found["gres"] = f"gpu:{kind}{resources.gpus}"
+            options["gres"] = f"gpu:{kind}{resources.gpus}"
         else:
-            found["gpus-per-node"] = f"{kind}{resources.gpus}"
-    return {name: value for name, value in found.items() if value is not None}
+            options["gpus-per-node"] = f"{kind}{resources.gpus}"
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _quoted(value: str) -> str:
@@ -95,11 +95,11 @@ def _literal(path: Path) -> str:
     return str(path).replace("%", "%%")
 
 
-def _restart_cap(profile: ClusterProfile) -> str:
-    most = profile.restarts.most
+def _restart_cap(job: Job, profile: ClusterProfile) -> str:
+    most, program = profile.restarts.most, shlex.quote(job.program)
     return f"""restarts=${{SLURM_RESTART_COUNT:-0}}
 if [ "$restarts" -gt {most} ]; then
-    echo "drope: restarted $restarts times, at most {most} are allowed (restarts.most of the cluster profile)" >&2
+    echo {program}": restarted $restarts times, at most {most} are allowed (restarts.most of the cluster profile)" >&2
     exit 1
 fi"""
 
@@ -152,6 +152,7 @@ def _contained(container: Container | None, job: Job) -> list[str]:
 
 def _ending(job: Job, profile: ClusterProfile) -> str:
     most, command = profile.restarts.most, profile.restarts.command
+    program, resumed_by = shlex.quote(job.program), shlex.quote(job.resumed_by)
     excluded, exclusion = shlex.quote(str(job.excluded)), ""
     if command.endswith("scontrol requeue"):
         update = command.removesuffix("requeue") + "update"
@@ -160,13 +161,13 @@ def _ending(job: Job, profile: ClusterProfile) -> str:
     return f"""if [ "$code" -ne {REQUEUE_CODE} ]; then exit "$code"; fi
 # The work stopped in good order and goes on in a new allocation of this same job.
 if [ "$restarts" -ge {most} ]; then
-    echo "drope: not requeued: restarted $restarts times already (restarts.most of the cluster profile)" >&2
+    echo {program}": not requeued: restarted $restarts times already (restarts.most of the cluster profile)" >&2
     exit 1
 fi
 trap '' TERM # being requeued ends this script, but not before its last command
 if ! answer=$({command} "$SLURM_JOB_ID" 2>&1) && [[ $answer != *"pending execution"* ]]; then # SLURM has done it
     echo "$answer" >&2
-    echo "drope: the job could not be requeued; what was done is kept, and drope submit goes on from it" >&2
+    echo {program}": the job could not be requeued; what was done is kept, and "{resumed_by}" goes on from it" >&2
     exit {REQUEUE_CODE}
 fi
 {exclusion}exit {REQUEUE_CODE}"""

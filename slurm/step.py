@@ -20,15 +20,16 @@ class Step:
     own_id: int
     """The id that SLURM has for this job or task alone."""
     restarts: int
-    rank: int
+    index: int
+    """Place of this process's node in `nodes`."""
     nodes: tuple[str, ...]
-    """All nodes of the step, in the order of their ranks."""
+    """All nodes of the step, in the order of their processes."""
     launch_address: str | None
     """Address of the node that called srun, which is the first one for a batch script."""
 
     @property
     def node(self) -> str:
-        return self.nodes[self.rank]
+        return self.nodes[self.index]
 
     @property
     def head(self) -> str:
@@ -60,7 +61,7 @@ class Step:
                 task=None if task is None else int(task),
                 own_id=own_id,
                 restarts=int(environment.get("SLURM_RESTART_COUNT", 0)),
-                rank=int(environment["SLURM_PROCID"]),
+                index=int(environment["SLURM_PROCID"]),
                 nodes=node_names(environment["SLURM_STEP_NODELIST"]),
                 launch_address=environment.get("SLURM_LAUNCH_NODE_IPADDR"),
             )
@@ -72,8 +73,8 @@ def node_names(nodelist: str) -> tuple[str, ...]:
     """The nodes of `node[1-3],login1`, in SLURM's order."""
     from ClusterShell.NodeSet import NodeSet
 
-    # Piece by piece: a NodeSet is sorted, and SLURM's order need not be.
-    return tuple(name for piece in re.split(r",(?![^\[]*\])", nodelist) for name in NodeSet(piece))
+    # Name by name: a NodeSet is sorted, and SLURM's order need not be.
+    return tuple(name for part in re.split(r",(?![^\[]*\])", nodelist) for name in NodeSet(part))
 
 
 def folded(nodes: tuple[str, ...]) -> str:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_prep.errors import DataError
+from data_prep.reading.hub_cache import HUB, cached_path
 from data_prep.reading.records import one_line
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 REMOTE_BLOCK = 8 * 2**20  # bytes of one request to a remote file
-HUB = "hf://"
 MARKS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "modified", "created")
 
 Answer = TypeVar("Answer")
@@ -82,8 +82,6 @@ def local_path(url: str) -> str | None:
     if "://" not in url:
         return url
     if url.startswith(HUB):
-        from data_prep.reading.hub import cached_path
-
         return cached_path(url)
     return None
 

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from data_prep.config import SourceConfig
 from data_prep.errors import DataError
-from data_prep.reading.files import HUB, SourceFile, remote_mark, unreachable
+from data_prep.reading.files import SourceFile, remote_mark, unreachable
+from data_prep.reading.hub_cache import HUB
 from data_prep.reading.jsonl import longest_line, parse_line
 from data_prep.reading.parquet import column_problem, missing_column, open_parquet, read_errors
 from data_prep.reading.streams import open_stream

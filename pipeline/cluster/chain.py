@@ -8,11 +8,12 @@ from pathlib import Path
 
 from pipeline.cluster.folder import JobsFolder
 from pipeline.cluster.parts import Part
+from pipeline.cluster.profiles import StageProfile
 from pipeline.cluster.spread import usable_slots
 from pipeline.errors import RecipeError
 from pipeline.recipe.recipe import Recipe
 from slurm.job import Job
-from slurm.profile import ClusterProfile, Resources
+from slurm.profile import Resources
 
 OFFLINE = ("export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 # all of it was fetched before",)
 
@@ -20,7 +21,7 @@ OFFLINE = ("export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 def job_of(
     part: Part,
     recipe: Recipe,
-    profile: ClusterProfile,
+    profile: StageProfile,
     folder: JobsFolder,
     *,
     name: str,
@@ -51,6 +52,8 @@ def job_of(
         array=tuple(indices),
         files=(recipe_file,),
         environment=OFFLINE,
+        program="drope",
+        resumed_by="drope submit",
     )
 
 
@@ -59,7 +62,7 @@ def own_command() -> str:
     return f"{shlex.quote(sys.executable)} -m pipeline.cli"
 
 
-def resources_of(part: Part, recipe: Recipe, profile: ClusterProfile) -> Resources:
+def resources_of(part: Part, recipe: Recipe, profile: StageProfile) -> Resources:
     """What a job of the part asks for: trainings as many nodes as they need, all others one.
 
     Raises: RecipeError for a training that the profile has no room for.

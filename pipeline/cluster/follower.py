@@ -71,7 +71,7 @@ def _try(address: str, port: int, step: Step, token: str, versions: dict[str, st
     except OSError as error:
         return None, f"{address}:{port}: {error}"
     try:
-        wire.send("hello", token=token, job=step.own_id, rank=step.rank, versions=versions)
+        wire.send("hello", token=token, job=step.own_id, rank=step.index, versions=versions)
         if (wire.receive(_TRY_SECONDS) or {}).get("kind") == "heard":
             return wire, ""
         reason = "something else answers there"

@@ -56,7 +56,7 @@ def run_job(recipe: Recipe, work: Work) -> int:
     Raises: as the stage; Stopped where the job goes on in another allocation.
     """
     step, folder = Step.from_environment(os.environ), JobsFolder(recipe.folder)
-    if step.rank:
+    if step.index:
         from pipeline.cluster.follower import follow
 
         node_log = folder.logs / f"{work.part}.{step.label}.{step.node}.log"

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.cluster.profiles import StageProfile
 from pipeline.errors import RecipeError
 from pipeline.recipe.recipe import Recipe
 from pipeline.runs.stage import ArrayStage, Stage
 from pipeline.stages.order import stages_of
-from slurm.profile import ClusterProfile
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Part:
         return self.stage.name
 
 
-def parts_of(recipe: Recipe, profile: ClusterProfile, stages: Sequence[Stage]) -> list[Part]:
+def parts_of(recipe: Recipe, profile: StageProfile, stages: Sequence[Stage]) -> list[Part]:
     """The parts of these stages, in order. A need for a stage that is not among them is left out."""
     last: dict[str, str] = {}
     parts: list[Part] = []

@@ -6,11 +6,12 @@ from typing import Any
 
 from pipeline.cluster.chain import resources_of
 from pipeline.cluster.parts import parts_of
+from pipeline.cluster.profiles import StageProfile
 from pipeline.recipe.recipe import Recipe
 from pipeline.stages.order import stages_of
 from pipeline.stages.training import trainings_of
 from pipeline.tools.plan import Plan
-from slurm.profile import ClusterProfile, seconds_of
+from slurm.profile import seconds_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class PartPlan:
         return f"{self.part:<17} {'; '.join(parts)}"
 
 
-def plan_parts(recipe: Recipe, profile: ClusterProfile, plan: Plan) -> list[PartPlan]:
+def plan_parts(recipe: Recipe, profile: StageProfile, plan: Plan) -> list[PartPlan]:
     """What each part of the run asks for; those that are complete too.
 
     Raises: RecipeError for a training that the profile has no room for.
@@ -90,7 +91,7 @@ def as_dicts(parts: list[PartPlan]) -> list[dict[str, Any]]:
     return [asdict(part) for part in parts]
 
 
-def slots_of_training(recipe: Recipe, profile: ClusterProfile) -> int:
+def slots_of_training(recipe: Recipe, profile: StageProfile) -> int:
     """GPUs of the nodes of the recipe's first training; 0 where they have none."""
     asked = profile.resources(trainings_of(recipe)[0])
     return (asked.gpus or 0) * (asked.nodes or 1)

@@ -11,6 +11,7 @@ from pipeline.cluster.folder import JobNames, JobsFolder, Submitted
 from pipeline.cluster.lock import only_one
 from pipeline.cluster.nodes import readmit
 from pipeline.cluster.parts import Part, parts_of, stages_between
+from pipeline.cluster.profiles import StageProfile
 from pipeline.errors import RecipeError
 from pipeline.recipe.recipe import Recipe
 from pipeline.runs.folder import LOCK_FILE, is_complete, refuse_foreign_folder
@@ -20,7 +21,6 @@ from pipeline.stages.order import stages_of
 from slurm import client
 from slurm.client import JobState
 from slurm.job import Job, ranges
-from slurm.profile import ClusterProfile
 from slurm.script import script_text
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Chain:
 class Submission:
     """One call of `drope submit`."""
 
-    def __init__(self, recipe: Recipe, profile: ClusterProfile, stages: Sequence[Stage], *, dry: bool) -> None:
+    def __init__(self, recipe: Recipe, profile: StageProfile, stages: Sequence[Stage], *, dry: bool) -> None:
         self.recipe, self.profile, self.dry = recipe, profile, dry
         self.folder = JobsFolder(recipe.folder)
         asked = {stage.name for stage in stages}
@@ -239,7 +239,7 @@ class Submission:
         return ",".join(clauses)
 
 
-def submit(recipe: Recipe, profile: ClusterProfile, *, first: str | None, last: str | None) -> Chain:
+def submit(recipe: Recipe, profile: StageProfile, *, first: str | None, last: str | None) -> Chain:
     """Submits the stages from `first` to `last` that are neither complete nor on their way.
 
     All scripts are written to RUN/jobs/scripts, and SLURM is asked of each whether it could ever run, before the first
@@ -248,7 +248,7 @@ def submit(recipe: Recipe, profile: ClusterProfile, *, first: str | None, last: 
     Raises: RecipeError and the packages' errors on bad input, SlurmError in sbatch's words, SlurmUnreachable.
     """
     stages = _checked(recipe, profile, first, last)
-    client.require_sbatch()
+    client.require_sbatch("to run here: drope run RECIPE")
     refuse_foreign_folder(recipe.folder)
     Submission(recipe, profile, stages, dry=True).run()  # a script that cannot be written leaves no folder
     recipe.folder.mkdir(parents=True, exist_ok=True)
@@ -257,7 +257,7 @@ def submit(recipe: Recipe, profile: ClusterProfile, *, first: str | None, last: 
     return Submission(recipe, profile, stages, dry=False).run()
 
 
-def plan_submission(recipe: Recipe, profile: ClusterProfile, *, first: str | None, last: str | None) -> Chain:
+def plan_submission(recipe: Recipe, profile: StageProfile, *, first: str | None, last: str | None) -> Chain:
     """What `submit` would submit; nothing is written, and SLURM is not asked what is on its way.
 
     Raises: RecipeError and the packages' errors on bad input.
@@ -266,7 +266,7 @@ def plan_submission(recipe: Recipe, profile: ClusterProfile, *, first: str | Non
     return Submission(recipe, profile, stages, dry=True).run()
 
 
-def _checked(recipe: Recipe, profile: ClusterProfile, first: str | None, last: str | None) -> list[Stage]:
+def _checked(recipe: Recipe, profile: StageProfile, first: str | None, last: str | None) -> list[Stage]:
     """The stages, after every check that needs no SLURM.
 
     Raises: RecipeError and the packages' own errors.

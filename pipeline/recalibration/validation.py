@@ -140,7 +140,7 @@ def held_out_rows(
 ) -> RowDataset:
     """Held-out rows of `multiple` times the training length.
 
-    Raises: DataError if the disk of `cache_dir` is full.
+    Raises: DiskError if the disk of `cache_dir` is full.
     """
     length = multiple * shards.row_length
     # With the held-out documents in the training ones' place no index over those is built for each length.

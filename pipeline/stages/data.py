@@ -64,7 +64,7 @@ class DataStage(ArrayStage):
         check_tokenizer(recipe)
 
     def run(self, recipe: Recipe, run_dir: Path, stage_dir: Path, machines: Machines) -> dict[str, Any]:
-        from data_prep.merge import lineage_summary
+        from data_prep.lineage import lineage_summary
         from eval.checks import check_held_out
         from pipeline.recipe.random_model import source_shape
 

@@ -15,6 +15,7 @@ from data_prep.rows import build_rows
 from data_prep.shards import document_lengths
 from data_prep.tokenizers.reference import load_tokenizer
 from data_prep.work import held_out
+from foundation.errors import DiskError
 
 
 def prepare(out: Path, tokenizer: Path, *paths: Path, vocab: int = 2048, **options: object) -> ShardSet:
@@ -246,7 +247,7 @@ def test_a_disk_that_fills_anyway_keeps_only_complete_shards(tmp_path, small_dis
     lines += [json.dumps({"text": text}) for text in stories] * 2
     file = tmp_path / "in.jsonl"
     file.write_text("\n".join(lines))
-    with pytest.raises(DataError, match="the disk is full"):
+    with pytest.raises(DiskError, match="the disk is full"):
         prepare(small_disk / "data", tiny_tokenizer, file, piece_bytes=50_000)
     shards, pieces = small_disk / "data" / "shards", small_disk / "data" / "pieces"
     complete = [path.stem for path in pieces.glob("0*.json")]

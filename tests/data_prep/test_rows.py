@@ -13,6 +13,8 @@ from data_prep.artifact import Part, ShardSet
 from data_prep.errors import DataError
 from data_prep.joined_shards import JoinedShards
 from data_prep.rows import Rows, borders, build_rows
+from foundation.errors import DiskError
+from foundation.files import temporary_path
 
 LENGTH = 32
 SEED = 1234
@@ -195,13 +197,14 @@ def test_new_content_under_the_same_paths_is_not_taken_from_the_cache(tmp_path: 
     assert set(map(tuple, rows.tolist())) <= {row[:-1] for row in expected}
 
 
-def test_an_index_left_half_written_is_not_used(tmp_path: Path, make_shards):
+@pytest.mark.parametrize("earlier_version", [False, True])
+def test_an_index_left_half_written_is_not_used(tmp_path: Path, make_shards, earlier_version: bool):
     shards = make_shards(tmp_path, (1.0, 1.0))
     first = tokens(build(shards, tmp_path, 100).train)
     complete = next((tmp_path / "cache").iterdir())
     for file in complete.glob("*.npy"):
         file.write_bytes(file.read_bytes()[:100])
-    complete.rename(complete.with_name(f".{complete.name}.partial"))
+    complete.rename(complete.with_name(f".{complete.name}.partial") if earlier_version else temporary_path(complete))
     assert torch.equal(first, tokens(build(shards, tmp_path, 100).train))
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [complete.name]
 
@@ -236,7 +239,7 @@ def test_bad_requests_are_refused(tmp_path: Path, make_shards, change: dict, say
 
 def test_full_disk_under_the_cache(tmp_path: Path, make_shards, small_disk: Path):
     shards = make_shards(tmp_path / "data", (1.0, 1.0))
-    with pytest.raises(DataError, match="the disk is full"):
+    with pytest.raises(DiskError, match="the disk is full"):
         build(shards, tmp_path / "data", 100_000, cache_dir=small_disk / "cache")
     assert list((small_disk / "cache").iterdir()) == []
     assert not torch.distributed.is_initialized()

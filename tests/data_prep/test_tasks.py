@@ -16,11 +16,13 @@ import pytest
 from data_prep.artifact import ShardSet
 from data_prep.config import DataConfig
 from data_prep.errors import DataError
-from data_prep.preparation import Preparation
 from data_prep.prepare import check_merge, run, work
+from data_prep.progress import Progress
+from data_prep.task import Task
 from data_prep.tokenizers.checked import CheckedEncoder
 from data_prep.tokenizers.reference import load_tokenizer
 from data_prep.work import do_piece
+from foundation.errors import DiskError
 
 PIECE = 20_000  # bytes: about thirty pieces
 
@@ -110,38 +112,55 @@ def test_tasks_that_start_together_on_an_empty_folder(tmp_path, corpus, settings
     assert fingerprint(tmp_path / "out") == expected
 
 
-def test_a_piece_that_another_process_did_meanwhile_is_not_done_again(tmp_path, corpus, settings):
-    config = config_of(*corpus)
-    mine = Preparation(config, load_tokenizer(settings["tokenizer"]), settings["tokenizer"], make(tmp_path / "out"), 1)
-    mine.look()
-    jobs = mine.jobs(0, 1)
-    first = next(jobs)
-    done = work(config, **settings, out_dir=tmp_path / "out", task=0, of=1, workers=1)
-    assert done > 10 and first.record_path.is_file()
-    assert list(jobs) == []
-
-
-def make(folder: Path) -> Path:
+def open_progress(config: DataConfig, tokenizer: Path, folder: Path) -> Progress:
     (folder / "pieces").mkdir(parents=True)
     (folder / "shards").mkdir()
-    return folder
+    return Progress.of_folder(config, load_tokenizer(tokenizer), folder)
+
+
+def test_a_piece_that_another_process_did_meanwhile_is_not_done_again(tmp_path, corpus, settings):
+    config = config_of(*corpus)
+    items = open_progress(config, settings["tokenizer"], tmp_path / "out").items(0, 1)
+    first = next(items)
+    done = work(config, **settings, out_dir=tmp_path / "out", task=0, of=1, workers=1)
+    assert done > 10 and first.record_path.is_file()
+    assert list(items) == []
 
 
 def test_a_task_that_comes_after_the_merge_does_no_harm(tmp_path, corpus, settings, expected):
     """It had planned its work before, and finds the folder of the records gone."""
     config = config_of(*corpus)
-    late = Preparation(config, load_tokenizer(settings["tokenizer"]), settings["tokenizer"], make(tmp_path / "out"), 1)
-    late.look()
+    late = open_progress(config, settings["tokenizer"], tmp_path / "out")
     run(config, **settings, out_dir=tmp_path / "out", workers=1)
-    with pytest.raises(DataError, match="cannot be written"):
-        late.do(0, 5)
-    for job in list(late.jobs(0, 1))[:5]:
-        with pytest.raises(DataError, match="cannot be written"):
-            do_piece(job, CheckedEncoder(late.encoder, None, 0))
+    with pytest.raises(DiskError, match="cannot be written"):
+        Task(late, settings["tokenizer"], 1, 0, 5).do()
+    for item in list(late.items(0, 1))[:5]:
+        with pytest.raises(DiskError, match="cannot be written"):
+            do_piece(item, CheckedEncoder(late.encoder, None, 0))
         assert fingerprint(tmp_path / "out") == expected
     assert work(config, **settings, out_dir=tmp_path / "out", task=0, of=5, workers=1) == 0
     run(config, **settings, out_dir=tmp_path / "out", workers=1)
     assert fingerprint(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize(("source", "error"), [(0, FileNotFoundError), (1, DiskError)])
+def test_a_piece_whose_folder_is_merged_meanwhile_leaves_nothing(
+    tmp_path, corpus, settings, write_jsonl, source: int, error: type[Exception]
+):
+    """Of the second source there is a record alone, which must not bring back the folder that the merge removed."""
+    nothing = write_jsonl(tmp_path / "in" / "empty.jsonl", ["", " "])
+    config = config_of(sources=[{"path": str(corpus[0])}, {"path": str(nothing), "split": "validation"}])
+    late = open_progress(config, settings["tokenizer"], tmp_path / "out")
+    merged: list[dict[str, str]] = []
+
+    def merge_meanwhile(text_bytes: int, tokens: int) -> None:
+        if not merged:
+            run(config, **settings, out_dir=tmp_path / "out", workers=1)
+            merged.append(fingerprint(tmp_path / "out"))
+
+    with pytest.raises(error):
+        do_piece(late.item((source, 0)), CheckedEncoder(late.encoder, None, 0), merge_meanwhile)
+    assert [fingerprint(tmp_path / "out")] == merged
 
 
 @pytest.mark.parametrize(("change", "says"), [("new", "is new"), ("gone", "is gone"), ("other", "has changed")])
@@ -300,6 +319,8 @@ def test_a_merge_that_was_killed_is_finished(tmp_path, corpus, settings, expecte
     (out / "pieces").mkdir()
     (out / "pieces" / "plan.json").write_text("{}")
     (out / "shards" / "00-a-000099-train.bin").write_bytes(b"surplus")
+    for folder in (out, out / "shards", out / "pieces"):  # of an attempt by an earlier version
+        (folder / ".shards.json.another-host-4026531836-17.partial").write_bytes(b"half")
     run(config_of(*corpus), **settings, out_dir=out, workers=1)
     assert fingerprint(out) == expected
 

@@ -40,7 +40,7 @@ def named(states: list[JobState]) -> dict[int | None, str]:
 
 
 @pytest.mark.parametrize(
-    ("resources", "said"),
+    ("resources", "words"),
     [
         ({"partition": "fastest"}, "invalid partition specified"),
         ({"partition": "cpu", "time": "2-00:00:00"}, "time: 2-00:00:00 .* partition cpu allows 1 day, 0:00:00 at most"),
@@ -49,12 +49,12 @@ def named(states: list[JobState]) -> dict[int | None, str]:
     ],
 )
 def test_what_slurm_would_refuse_is_said_in_its_words(
-    resources: dict, said: str, make_job: MakeJob, cluster: TrialCluster
+    resources: dict, words: str, make_job: MakeJob, cluster: TrialCluster
 ) -> None:
     job = make_job(resources=Resources(**resources))
-    with pytest.raises(SlurmError, match=said) as error:
-        client.check(written(job), "recalibration", job.resources)
-    assert "the job recalibration" in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(SlurmError, match=words) as error:
+        client.check(written(job), "part", job.resources)
+    assert "the job part " in f"{error.value} " and "\n" not in str(error.value)
     assert not active(job)
 
 
@@ -96,8 +96,8 @@ def test_a_job_whose_acceptance_was_not_answered_is_not_submitted_twice(
 
 def test_without_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SlurmError, match="no sbatch on the path"):
-        client.require_sbatch()
+    with pytest.raises(SlurmError, match=r"no sbatch on the path: .* of the cluster; go there$"):
+        client.require_sbatch("go there")
     with pytest.raises(SlurmUnreachable, match="no squeue on this machine's path"):
         client.listed(lambda name: True)
     assert client.remembered(1) == client.accounted(1) == []

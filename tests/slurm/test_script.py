@@ -21,7 +21,7 @@ FULL = ClusterProfile.model_validate(
         "environment": ["module load cuda/13", "source /opt/venv/bin/activate"],
         "container": {
             "runtime": "apptainer",
-            "image": "/images/my drope.sif",
+            "image": "/images/my image.sif",
             "mounts": ["/data:/data"],
             "options": ["--nv"],
         },
@@ -66,8 +66,8 @@ def test_everything_that_a_profile_has_is_asked_for(make_job: MakeJob) -> None:
 
 
 def test_the_work_runs_in_the_container(make_job: MakeJob) -> None:
-    inside = script_text(make_job(command=("drope", "job")), FULL)
-    assert "apptainer exec --bind /data:/data" in inside and "--nv '/images/my drope.sif' drope job" in inside
+    inside = script_text(make_job(command=("work", "now")), FULL)
+    assert "apptainer exec --bind /data:/data" in inside and "--nv '/images/my image.sif' work now" in inside
     pyxis = FULL.model_validate({"container": {"runtime": "pyxis", "image": "nvcr.io#nvidia/pytorch:26.01"}})
     assert "--container-image=nvcr.io#nvidia/pytorch:26.01" in script_text(make_job(), pyxis)
 
@@ -82,8 +82,8 @@ def test_scripts_are_clean_to_shellcheck(
     script = tmp_path / "script.sh"
     job = make_job(resources=GPUS, array=array, command=("echo", NASTY), folder=tmp_path / NASTY)
     script.write_text(script_text(job, profile))
-    found = subprocess.run(["shellcheck", "-e", "SC1091,SC2029", script], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout
+    result = subprocess.run(["shellcheck", "-e", "SC1091,SC2029", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
 
 
 def test_what_no_option_of_sbatch_can_hold_is_refused(make_job: MakeJob) -> None:
@@ -132,7 +132,13 @@ def test_a_job_that_stops_in_good_order_is_requeued_up_to_the_cap(
     assert [line for line in log.splitlines() if line.startswith("run")] == [
         *("run on node1", "run 1 on node2", "run 2 on node2")
     ]
-    assert "not requeued: restarted 2 times already" in log
+    assert "\njob: not requeued: restarted 2 times already" in log
+
+
+def test_messages_name_the_program(make_job: MakeJob) -> None:
+    text = script_text(make_job(program="my program", resumed_by="my program again"), ClusterProfile())
+    assert text.count("echo 'my program'\": ") == 3
+    assert 'what was done is kept, and "\'my program again\'" goes on from it"' in text
 
 
 def test_a_verdict_counts_more_than_the_code_of_srun(

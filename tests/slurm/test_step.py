@@ -14,7 +14,7 @@ ENVIRONMENT = {
 }
 
 
-def test_a_node_of_a_training() -> None:
+def test_a_node_of_a_job() -> None:
     step = Step.from_environment(ENVIRONMENT)
     assert (step.nodes, step.head, step.node) == (("gpu08", "gpu09", "gpu10", "gpu12"), "gpu08", "gpu09")
     assert (step.label, step.restarts, step.task) == ("4712", 0, None)

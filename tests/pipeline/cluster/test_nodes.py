@@ -62,7 +62,7 @@ class Beside(threading.Thread):
 
 
 def second(step: Step, log: Path, versions: dict[str, str] = VERSIONS) -> int:
-    return follow(replace(step, rank=1), token=TOKEN, versions=versions, log_file=log)
+    return follow(replace(step, index=1), token=TOKEN, versions=versions, log_file=log)
 
 
 @pytest.fixture

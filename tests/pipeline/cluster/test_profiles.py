@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.cluster.chain import nodes_of_training, resources_of
 from pipeline.cluster.parts import parts_of
-from pipeline.cluster.profiles import CLUSTERS, load_profile
+from pipeline.cluster.profiles import CLUSTERS, StageProfile, load_profile
 from pipeline.cluster.spread import fitting_data_parallel, ranks_of_nodes, usable_slots
 from pipeline.errors import RecipeError
 from pipeline.recipe.recipe import load_recipe
@@ -35,7 +35,12 @@ def test_a_profile_of_the_project_has_room_for_a_recipe(name: str) -> None:
         ("h10", None, "no clusters/h10.yaml; did you mean h100?"),
         ("mine/none.yaml", None, "no such file"),
         ("mine.yaml", "stages: {recalibraton: {nodes: 2}}", "did you mean recalibration?"),
-        ("mine.yaml", "stages: {data: {pool: cpus}}\npools: {cpu: {}}", "pools has cpu"),
+        ("mine.yaml", "stages: {data: {pool: cpus}}\npools: {cpu: {}}", "stages.data.pool = 'cpus': pools has cpu"),
+        (
+            "mine.yaml",
+            "stages: {data: {nodes: 2}}\ndefaults: {nodes_min: 3}",
+            "nodes_min = 3 is more than nodes = 2",
+        ),
         ("mine.yaml", "defaults: {time: soon}", "write a time limit as minutes"),
         ("mine.yaml", "defaults: {sbatch: [--dependency=afterok:1]}", "--dependency is set by the generated scripts"),
         ("mine.yaml", 'environment: ["module load x\\nrm -rf /"]', "control characters"),
@@ -52,6 +57,20 @@ def test_profiles_that_cannot_be_used(
     with pytest.raises(RecipeError) as error:
         load_profile(name)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_stage_counts_more_than_its_pool_and_the_pool_more_than_the_defaults() -> None:
+    profile = StageProfile.model_validate(
+        {
+            "defaults": {"account": "lab", "time": 60},
+            "pools": {"gpu": {"partition": "gpu", "gpus": 8, "time": "1-00:00:00"}},
+            "stages": {"recalibration": {"pool": "gpu", "nodes": 4, "time": "2-00:00:00"}, "export": {}},
+        }
+    )
+    assert profile.resources("recalibration") == Resources(
+        account="lab", partition="gpu", gpus=8, nodes=4, time="2-00:00:00"
+    )
+    assert profile.resources("export") == profile.resources("report") == Resources(account="lab", time="60")
 
 
 def test_the_plan_on_a_cluster(drope: Any, tmp_path: Path) -> None:
