@@ -1,0 +1,111 @@
+"""The contracts between packages (pyproject.toml) hold, and each of their rules notices an import that it forbids."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import grimp
+import pytest
+from importlinter.api import read_configuration
+from importlinter.contracts.forbidden import ForbiddenContract
+from importlinter.contracts.independence import IndependenceContract
+from importlinter.contracts.layers import LayersContract
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = {"layers": LayersContract, "forbidden": ForbiddenContract, "independence": IndependenceContract}
+CONFIGURATION = read_configuration(str(ROOT / "pyproject.toml"))
+CONTRACTS = {options["name"]: options for options in CONFIGURATION["contracts_options"]}
+Import = tuple[str, str]
+"""The module that imports, and the one that it imports."""
+
+PROMISES = [
+    ("foundation.files", "slurm.errors"),
+    ("data_prep.plan", "model_surgery.shape"),
+    ("model_surgery.convert", "data_prep.rows"),
+    ("eval.run", "data_prep.shards"),
+    ("eval.run", "pipeline.errors"),
+    ("eval.run", "slurm.client"),
+    ("slurm.client", "pipeline.errors"),
+    ("slurm.client", "model_surgery.files"),
+    ("pipeline.commands.stages", "pipeline.cli"),
+    ("pipeline.tools.doctor", "pipeline.commands.tools"),
+    ("pipeline.tools.doctor", "pipeline.cluster.profiles"),
+    ("pipeline.cluster.status", "pipeline.tools.doctor"),
+    ("pipeline.stages.order", "pipeline.cluster.parts"),
+    ("pipeline.stages.data", "pipeline.tools.fetch"),
+    ("pipeline.report.inputs", "pipeline.stages.order"),
+    ("pipeline.recalibration.run", "pipeline.report.inputs"),
+    ("pipeline.recalibration.run", "pipeline.stages.training"),
+    ("pipeline.runs.local", "pipeline.stages.order"),
+    ("pipeline.runs.folder", "pipeline.recalibration.run"),
+    ("pipeline.launch.machines", "pipeline.runs.manifest"),
+    ("pipeline.launch.machines", "pipeline.recalibration.ranks"),
+    ("pipeline.recipe.recipe", "pipeline.launch.processes"),
+    ("pipeline.errors", "pipeline.recipe.recipe"),
+]
+"""Imports that docs/architecture.md says there are none of."""
+
+
+@pytest.fixture(scope="module")
+def imports() -> grimp.ImportGraph:
+    """All imports of the project, also those inside functions."""
+    return grimp.build_graph(*CONFIGURATION["session_options"]["root_packages"], cache_dir=None)
+
+
+def is_kept(options: dict[str, Any], graph: grimp.ImportGraph) -> bool:
+    """Whether a contract holds."""
+    own = {name: value for name, value in options.items() if name not in ("name", "type")}
+    kind = KINDS[options["type"]]
+    contract = kind(name=options["name"], session_options=CONFIGURATION["session_options"], contract_options=own)
+    return bool(contract.check(deepcopy(graph), verbose=False).kept)
+
+
+def with_import(graph: grimp.ImportGraph, planted: Import) -> grimp.ImportGraph:
+    """The imports and one more."""
+    more = deepcopy(graph)
+    more.add_import(importer=planted[0], imported=planted[1], line_number=1, line_contents="planted")
+    return more
+
+
+def forbidden_imports(options: dict[str, Any]) -> Iterator[Import]:
+    """One import that breaks the contract for each of its rules."""
+    if options["type"] == "forbidden":
+        yield from itertools.product(options["source_modules"], options["forbidden_modules"])
+    elif options["type"] == "independence":
+        yield from itertools.permutations(options["modules"], 2)
+    else:
+        for container in options.get("containers", [""]):
+            yield from upward_imports(options["layers"], f"{container}." if container else "")
+
+
+def upward_imports(layers: list[str], prefix: str) -> Iterator[Import]:
+    """From each layer into the next one above, and between members of a layer that are independent."""
+    members = [[prefix + name.strip(" ()") for name in re.split("[|:]", layer)] for layer in layers]
+    for higher, lower in itertools.pairwise(members):
+        yield lower[0], higher[-1]
+    for layer, names in zip(layers, members, strict=True):
+        if "|" in layer:
+            yield from itertools.permutations(names, 2)
+
+
+def test_every_kind_of_contract_is_known() -> None:
+    assert {options["type"] for options in CONTRACTS.values()} <= KINDS.keys()
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_a_contract_holds_and_notices_every_import_that_it_forbids(name: str, imports: grimp.ImportGraph) -> None:
+    options = CONTRACTS[name]
+    assert is_kept(options, imports)
+    planted = list(forbidden_imports(options))
+    assert planted
+    assert [one for one in planted if is_kept(options, with_import(imports, one))] == []
+
+
+@pytest.mark.parametrize("planted", PROMISES, ids=" imports ".join)
+def test_a_promise_is_guarded_by_a_contract(planted: Import, imports: grimp.ImportGraph) -> None:
+    assert set(planted) <= imports.modules
+    broken = with_import(imports, planted)
+    assert not all(is_kept(options, broken) for options in CONTRACTS.values())
