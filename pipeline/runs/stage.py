@@ -97,7 +97,7 @@ class ArrayStage(Stage):
 
     @abstractmethod
     def run_task(self, recipe: Recipe, task: int, of: int, check: Callable[[], None]) -> None:
-        """Task `task` (0 ... of - 1): its share of the work.
+        """Task `task` (0 ... of - 1): its share of the work. Where no stage before it has, it begins the run's folder.
 
         check: all checks before work, for the tasks that come first; it may take seconds, and the tasks may be many.
 
