@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from pipeline.cluster.folder import JobNames, JobsFolder
-from pipeline.cluster.status import recipe_of
+from pipeline.cluster.folder import JobsFolder
+from pipeline.cluster.recipe_copies import recipe_of
+from pipeline.cluster.records import JobNames
 from pipeline.errors import RecipeError
 from slurm import client
 

@@ -4,92 +4,27 @@ import json
 import os
 import secrets
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
 
 from foundation.files import write_json, write_text
+from pipeline.cluster.records import Attempts, Submitted
 from pipeline.errors import RecipeError
+from pipeline.runs.folder import RECIPE_FILE
 
 JOBS = "jobs"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+def find_run(name: str) -> Path:
+    """The folder of a run, given by its path or by its name in ./runs.
 
-
-class Submitted(_Record):
-    """A job that SLURM has accepted: a line of submitted.jsonl."""
-
-    time: datetime
-    part: str
-    stage: str
-    does: Literal["all", "tasks", "merge"]
-    job_id: int
-    name: str
-    after: str
-    """Its dependencies, as sbatch was told."""
-    tasks: tuple[int, ...] = ()
-    """Numbers of the tasks among all of the part; empty for a job that is no array."""
-    offset: int = 0
-    """Number of a task less its index in SLURM's array."""
-    of: int = 1
-    """How many tasks the part has."""
-    log: str
-    """Path of its logs without their ending: .JOB.log, .ARRAY_INDEX.log, .JOB.NODE.log."""
-
-    def log_file(self, index: int | None) -> Path:
-        """The log of the job, or of the task with that index in SLURM's array."""
-        number = str(self.job_id) if index is None else f"{self.job_id}_{index}"
-        return Path(f"{self.log}.{number}.log")
-
-
-class Attempt(_Record):
-    """One allocation in which a job, or a task, worked."""
-
-    restarts: int
-    """How often SLURM had restarted the job before."""
-    nodes: tuple[str, ...]
-    started: datetime
-    progress: int
-    """What the stage's folder held at the start, see `pipeline.runs.stage.Stage.progress`."""
-    ended: datetime | None = None
-    """None: it is under way, or ended without being able to say so."""
-    code: int | None = None
-    """Exit code; 75 where it is to go on in another allocation."""
-    message: str = ""
-    """Why it ended otherwise than well."""
-
-
-class Attempts(_Record):
-    """All allocations of a job or a task: attempts/PART.JOB[_INDEX].json."""
-
-    part: str
-    job_id: int
-    index: int | None
-    """Index in SLURM's array."""
-    attempts: tuple[Attempt, ...] = ()
-
-
-class JobNames:
-    """Names of a run's jobs in SLURM: RUN.PART.LABEL, or RUN.PART+OFFSET.LABEL for a further array of tasks."""
-
-    def __init__(self, run: str, label: str) -> None:
-        """label: what no other run's jobs have."""
-        self._prefix, self._suffix = f"{run}.", f".{label}"
-
-    def are_ours(self, name: str) -> bool:
-        return name.startswith(self._prefix) and name.endswith(self._suffix)
-
-    def write(self, part: str, offset: int = 0) -> str:
-        return f"{self._prefix}{part}{f'+{offset}' if offset else ''}{self._suffix}"
-
-    def read(self, name: str) -> tuple[str, int]:
-        """Part and offset."""
-        part, _, offset = name.removeprefix(self._prefix).removesuffix(self._suffix).partition("+")
-        return part, int(offset or 0)
+    Raises: RecipeError if there is none.
+    """
+    for path in (Path(name), Path("runs") / name):
+        if (path / RECIPE_FILE).is_file() or JobsFolder(path).exists:
+            return path
+    raise RecipeError(
+        f"{name}: no run in this folder, nor in ./runs by this name; name the folder that holds the run's stages"
+    )
 
 
 class JobsFolder:
@@ -170,8 +105,11 @@ class JobsFolder:
     def attempts_of(self, part: str, job_id: int, indices: Sequence[int | None]) -> dict[int | None, Attempts]:
         """Of many tasks, by index; those that have said nothing are left out."""
         present = {path.name for path in self._attempts.glob(f"{part}.{job_id}*.json")}
-        wanted = [index for index in indices if self._attempts_file(part, job_id, index).name in present]
-        return {index: self.attempts(part, job_id, index) for index in wanted}
+        return {
+            index: self.attempts(part, job_id, index)
+            for index in indices
+            if self._attempts_file(part, job_id, index).name in present
+        }
 
     def write_attempts(self, attempts: Attempts) -> None:
         path = self._attempts_file(attempts.part, attempts.job_id, attempts.index)

@@ -19,13 +19,13 @@ def ranks_of_nodes(ranks: int, nodes: int, per_node: int) -> tuple[int, ...]:
     return tuple(max(0, min(per_node, ranks - node * per_node)) for node in range(nodes))
 
 
-def fitting_data_parallel(wanted: int, *, rows: int, slots: int, tensor_parallel: int) -> int:
-    """Data-parallel ranks where there is room for `slots` processes: as many as wanted, or the most below that which
+def fitting_data_parallel(asked: int, *, rows: int, slots: int, tensor_parallel: int) -> int:
+    """Data-parallel ranks where there is room for `slots` processes: as many as asked for, or the most below that which
     share the `rows` micro batches of a step evenly.
 
     Raises: ValueError if not even one tensor-parallel group fits.
     """
-    most = min(wanted, slots // tensor_parallel)
+    most = min(asked, slots // tensor_parallel)
     if most < 1:
         raise ValueError(f"{tensor_parallel} tensor-parallel ranks, room for {slots}")
     return max(ranks for ranks in range(1, most + 1) if rows % ranks == 0)

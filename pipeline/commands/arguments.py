@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:  # brings pydantic, which --help does without
+    from pipeline.recipe.recipe import Recipe
 
 OVERRIDES_HELP = "KEY=VALUE sets a field of the recipe by its dotted path: recalibration.lr=1e-4"
 
@@ -15,8 +18,8 @@ def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
     return click.argument("recipe", type=click.Path(path_type=Path))(command)
 
 
-def load(recipe: Path, overrides: tuple[str, ...]) -> Any:
-    """The recipe with its overrides (a `pipeline.recipe.recipe.Recipe`)."""
+def load(recipe: Path, overrides: tuple[str, ...]) -> "Recipe":
+    """The recipe with its overrides."""
     from pipeline.recipe.recipe import load_recipe
 
     return load_recipe(recipe, overrides)

@@ -4,11 +4,14 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.commands.arguments import OVERRIDES_HELP, load, takes_recipe
+
+if TYPE_CHECKING:
+    from pipeline.recipe.recipe import Recipe
 
 _takes_run = click.argument("run", metavar="RUN")
 
@@ -37,23 +40,24 @@ def submit(
     Scripts, logs and what was submitted lie in jobs/ in the run's folder. Names of jobs end with eight characters that
     are the run's own, drawn when it is first submitted.
     """
-    from pipeline.cluster import submit as submitting
-    from pipeline.cluster.profiles import load_profile
-
     loaded = load(recipe, overrides)
     if not dry_run:
         submit_chain(loaded, cluster, first=first, last=last)
         return
-    planned = submitting.plan_submission(loaded, load_profile(cluster), first=first, last=last)
-    click.echo(submitting.as_scripts(planned))
-
-
-def submit_chain(recipe: Any, cluster: str, *, first: str | None = None, last: str | None = None) -> None:
-    """Submits a recipe (a `pipeline.recipe.recipe.Recipe`) and says what was, and where to look."""
-    from pipeline.cluster import submit as submitting
     from pipeline.cluster.profiles import load_profile
+    from pipeline.cluster.submission.submit import planned_scripts
+    from pipeline.cluster.submission.text import as_scripts
 
-    click.echo(submitting.as_text(submitting.submit(recipe, load_profile(cluster), first=first, last=last)))
+    click.echo(as_scripts(planned_scripts(loaded, load_profile(cluster), first=first, last=last)))
+
+
+def submit_chain(recipe: "Recipe", cluster: str, *, first: str | None = None, last: str | None = None) -> None:
+    """Submits a recipe and says what was submitted, and where to look."""
+    from pipeline.cluster.profiles import load_profile
+    from pipeline.cluster.submission.submit import submit as submit_jobs
+    from pipeline.cluster.submission.text import as_text
+
+    click.echo(as_text(submit_jobs(recipe, load_profile(cluster), first=first, last=last)))
     click.echo(f"status: drope status {recipe.folder} --watch")
 
 
@@ -69,19 +73,20 @@ def status(run: str, watch: bool, every: float, as_json: bool) -> None:
     States follow from the manifests, from what the jobs wrote down themselves, and from SLURM; without accounting, and
     without SLURM, from what there is. Exit code 1 if a stage has failed.
     """
-    from pipeline.cluster.status import run_of, status_of
-    from pipeline.cluster.status_text import as_text
+    from pipeline.cluster.folder import find_run
+    from pipeline.cluster.status.run_status import status_of
+    from pipeline.cluster.status.text import as_text
 
-    folder = run_of(run)
+    folder = find_run(run)
     while True:
-        found = status_of(folder)
+        run_status = status_of(folder)
         if watch and not as_json:
             click.clear()
-        click.echo(json.dumps(found.as_dict(), indent=2) if as_json else as_text(found))
-        if not watch or found.is_settled:
+        click.echo(json.dumps(run_status.as_dict(), indent=2) if as_json else as_text(run_status))
+        if not watch or run_status.is_settled:
             break
         time.sleep(every)
-    if any(stage.state in ("failed", "lost", "cancelled") for stage in found.stages):
+    if any(stage.ended_badly for stage in run_status.stages):
         sys.exit(1)
 
 
@@ -97,15 +102,17 @@ def logs(run: str, stage: str | None, task: int | None, node: str | None, follow
 
     Of STAGE (data, data-merge, recalibration ...), or else of the stage that failed or runs.
     """
-    from pipeline.cluster import logs as reading
-    from pipeline.cluster.status import run_of, status_of
+    from pipeline.cluster.folder import find_run
+    from pipeline.cluster.status.log_text import follow as follow_log
+    from pipeline.cluster.status.logs import log_of
+    from pipeline.cluster.status.run_status import status_of
 
-    folder = run_of(run)
-    path = reading.log_of(folder, stage, task, node)
+    folder = find_run(run)
+    path = log_of(folder, stage, task, node)
     if only_path:
         click.echo(path)
         return
-    for text in reading.follow(path, (lambda: status_of(folder).is_settled) if follow else (lambda: True)):
+    for text in follow_log(path, (lambda: status_of(folder).is_settled) if follow else (lambda: True)):
         click.echo(text, nl=False)
 
 
@@ -115,9 +122,9 @@ def logs(run: str, stage: str | None, task: int | None, node: str | None, follow
 def cancel(run: str, stage: str | None) -> None:
     """End the jobs of a run, and no other's. What they finished stays: drope submit goes on from it."""
     from pipeline.cluster.cancel import cancel as cancel_jobs
-    from pipeline.cluster.status import run_of
+    from pipeline.cluster.folder import find_run
 
-    ended = cancel_jobs(run_of(run), stage)
+    ended = cancel_jobs(find_run(run), stage)
     click.echo(f"cancelled: {', '.join(map(str, ended))}" if ended else "nothing waits or runs")
 
 
@@ -134,19 +141,19 @@ def job(
     recipe: Path, part: str, of: int, offset: int, per_node: int, nodes_min: int, exclude: str, barren: int
 ) -> None:
     """What the jobs of `drope submit` run, on every node; not for use by hand."""
-    from pipeline.cluster.job import Work, run_job
+    from pipeline.cluster.allocation.job import run_job
+    from pipeline.cluster.job_options import JobOptions
 
-    stage, _, merge = part.partition("-")
-    does = "merge" if merge else ("tasks" if of > 1 else "all")
-    sizes = {
-        "of": of,
-        "offset": offset,
-        "per_node": per_node,
-        "nodes_min": nodes_min,
-        "barren": barren,
-        "exclude": exclude,
-    }
-    sys.exit(run_job(load(recipe, ()), Work(stage=stage, does=does, part=part, **sizes)))
+    options = JobOptions(
+        part=part,
+        of=of,
+        offset=offset,
+        per_node=per_node,
+        nodes_min=nodes_min,
+        exclude=exclude,
+        barren=barren,
+    )
+    sys.exit(run_job(load(recipe, ()), options))
 
 
 COMMANDS = (submit, status, logs, cancel, job)

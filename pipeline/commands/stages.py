@@ -37,19 +37,19 @@ def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool, cluster: str |
     from pipeline.tools.plan import make_plan
 
     if cluster is None:
-        made = make_plan(loaded)
-        click.echo(json.dumps(made.as_dict(), indent=2) if as_json else made.as_text())
+        run_plan = make_plan(loaded)
+        click.echo(json.dumps(run_plan.as_dict(), indent=2) if as_json else run_plan.as_text())
         return
     from pipeline.cluster import plan as planning
     from pipeline.cluster.profiles import load_profile
 
     profile = load_profile(cluster)
-    made = make_plan(loaded, planning.slots_of_training(loaded, profile))
-    parts = planning.plan_parts(loaded, profile, made)
+    run_plan = make_plan(loaded, planning.slots_of_training(loaded, profile))
+    jobs = planning.plan_jobs(loaded, profile, run_plan.gpu_hours_of_training)
     if as_json:
-        click.echo(json.dumps(made.as_dict() | {"jobs": planning.as_dicts(parts)}, indent=2))
+        click.echo(json.dumps(run_plan.as_dict() | {"jobs": planning.as_dicts(jobs)}, indent=2))
         return
-    click.echo(f"{made.as_text()}\n{planning.as_text(parts)}")
+    click.echo(f"{run_plan.as_text()}\n{planning.as_text(jobs)}")
 
 
 @click.command(epilog=OVERRIDES_HELP)
@@ -72,12 +72,14 @@ def fetch(recipe: Path, overrides: tuple[str, ...], listed: bool, as_json: bool)
     that is nothing. Paths are not copied, only looked for.
     """
     loaded = load(recipe, overrides)
-    from pipeline.tools import fetch as fetching
-
     if not listed and not as_json:
+        from pipeline.tools import fetch as fetching
+
         click.echo(fetching.summary(fetching.fetch(loaded)))
         return
-    states = fetching.listing(loaded)
+    from pipeline.recipe.asset_states import asset_states
+
+    states = asset_states(loaded)
     if as_json:
         click.echo(json.dumps([state.as_dict() for state in states], indent=2))
         return

@@ -91,8 +91,9 @@ def tune_scale(
     from pipeline.tools import tune_scale as tuning
 
     loaded = load(recipe, overrides)
-    options = {"steps": steps, "tokens": tokens, "samples": samples}
-    tuned = tuning.tune_scale(loaded, factors=factors, apply=apply, per_head=per_head, **options)
+    tuned = tuning.tune_scale(
+        loaded, factors=factors, apply=apply, per_head=per_head, steps=steps, tokens=tokens, samples=samples
+    )
     click.echo(tuning.summary(tuned))
     for folder in tuned.models:
         click.echo(f"model: {folder.resolve()}")

@@ -106,12 +106,12 @@ def gpu() -> Finding:
 
 def transformer_engine() -> Finding:
     """Transformer Engine, tried as a training tries it; on a machine without a GPU it is not needed."""
-    found = availability.find()
-    if found.version is None:
-        state: State = "broken" if found.is_installed and this_device().capability else "absent"
-        return Finding("Transformer Engine", state, f"{found.problem}; training takes torch's layers, without FP8")
+    engine = availability.find()
+    if engine.version is None:
+        state: State = "broken" if engine.is_installed and this_device().capability else "absent"
+        return Finding("Transformer Engine", state, f"{engine.problem}; training takes torch's layers, without FP8")
     cudnn = ".".join(map(str, availability.cudnn_version()))
-    return Finding("Transformer Engine", "ok", f"{found.version}, cuDNN {cudnn}")
+    return Finding("Transformer Engine", "ok", f"{engine.version}, cuDNN {cudnn}")
 
 
 def fp8_attention() -> Finding:
@@ -124,9 +124,9 @@ def fp8_attention() -> Finding:
     from model_surgery.megatron.te.trial import reason_against
 
     reason = reason_against(heads=1, kv_heads=1, head_dim=FILLED_HEAD_DIM, length=512)
-    return (
-        Finding("FP8 attention", "broken", reason) if reason else Finding("FP8 attention", "ok", "trains heads of 128")
-    )
+    if reason:
+        return Finding("FP8 attention", "broken", reason)
+    return Finding("FP8 attention", "ok", "trains heads of 128")
 
 
 def nccl() -> Finding:
@@ -143,5 +143,7 @@ def slurm() -> Finding:
     if shutil.which("sbatch") is None:
         return Finding("SLURM", "absent", "no sbatch on the path")
     result = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=False)
-    said = " ".join((result.stdout or result.stderr).split())
-    return Finding("SLURM", "ok", said) if result.returncode == 0 else Finding("SLURM", "absent", f"no cluster: {said}")
+    answer = " ".join((result.stdout or result.stderr).split())
+    if result.returncode != 0:
+        return Finding("SLURM", "absent", f"no cluster: {answer}")
+    return Finding("SLURM", "ok", answer)

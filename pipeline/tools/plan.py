@@ -61,13 +61,25 @@ class Plan:
     def gpus(self) -> int:
         return self.tensor_parallel * self.training.data_parallel
 
+    @property
+    def gpu_hours_of_training(self) -> float:
+        """Of one training, where the control is another."""
+        return self.gpu_hours / self.trainings
+
     def as_dict(self) -> dict[str, Any]:
         """For programs: bytes are bytes, tokens are tokens."""
-        assumptions = {"peak_flops_per_gpu": ASSUMED_PEAK_FLOPS, "mfu": ASSUMED_MFU}
-        memory = {**asdict(self.memory), "total": self.memory.total}
         return {
-            **{key: getattr(self, key) for key in ("name", "stages", "shape_from", "padding", "gpus", "steps")},
-            **{key: getattr(self, key) for key in ("tokens_per_step", "tokens", "epochs", "trainings", "gpu_hours")},
+            "name": self.name,
+            "stages": self.stages,
+            "shape_from": self.shape_from,
+            "padding": self.padding,
+            "gpus": self.gpus,
+            "steps": self.steps,
+            "tokens_per_step": self.tokens_per_step,
+            "tokens": self.tokens,
+            "epochs": self.epochs,
+            "trainings": self.trainings,
+            "gpu_hours": self.gpu_hours,
             "tensor_parallel": self.tensor_parallel,
             "data_parallel": self.training.data_parallel,
             "micro_batch": self.training.micro_batch,
@@ -75,9 +87,9 @@ class Plan:
             "layers": asdict(self.layers),
             "shape": self.shape.model_dump(),
             "parameters": self.shape.parameters,
-            "memory_per_gpu": memory,
+            "memory_per_gpu": {**asdict(self.memory), "total": self.memory.total},
             "evaluation_memory": self.evaluation.as_dict(),
-            "assumptions": assumptions,
+            "assumptions": {"peak_flops_per_gpu": ASSUMED_PEAK_FLOPS, "mfu": ASSUMED_MFU},
             "disk": self.disk,
             "unchecked": self.unchecked,
         }

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from eval.files import write_atomic
 from eval.probes.run import ProbeResults, Subject, run
 from eval.tokens import open_prefixes, read_tokens
+from foundation.files import write_text
 from pipeline.errors import RecipeError
 from pipeline.recipe.random_model import source_folder
 from pipeline.recipe.recipe import Recipe
@@ -42,12 +42,12 @@ def probe(recipe: Recipe, *, length: int | None, seed: int) -> ProbeResults:
     if Manifest.load(recipe.folder / "export"):
         subjects.append(Subject(name="DroPE", folder=export, rope=True, seed=None))
     length = min(_LENGTH, config.max_position_embeddings) if length is None else length
-    found = run(subjects, held_out(recipe, length), length=length, seed=seed)
+    results = run(subjects, held_out(recipe, length), length=length, seed=seed)
     out_dir = recipe.folder / "probes"
     out_dir.mkdir(parents=True, exist_ok=True)
-    write_atomic(out_dir / "probes.svg", probe_plot(found).svg)
-    found.save(out_dir)
-    return found
+    write_text(out_dir / "probes.svg", probe_plot(results).svg)
+    results.save(out_dir)
+    return results
 
 
 def held_out(recipe: Recipe, length: int) -> np.ndarray | None:
@@ -57,16 +57,20 @@ def held_out(recipe: Recipe, length: int) -> np.ndarray | None:
     return read_tokens(open_prefixes(validation_prefixes(recipe.folder)), length)
 
 
-def summary(found: ProbeResults) -> str:
+def summary(results: ProbeResults) -> str:
     """A line per model: the largest positional bias on a constant sequence, and how it grows with epsilon."""
     lines = []
-    for subject in found.subjects:
+    for subject in results.subjects:
         biases = [
             max(layer.bias.values())
-            for layer in found.layers
+            for layer in results.layers
             if (layer.subject, layer.sequence, layer.epsilon) == (subject.name, "constant", 0.0)
         ]
-        slopes = [one.value for one in found.slopes if one.subject == subject.name and one.measure.startswith("bias")]
+        slopes = [
+            slope.value
+            for slope in results.slopes
+            if slope.subject == subject.name and slope.measure.startswith("bias")
+        ]
         lines.append(
             f"{subject.name:<16} constant sequence: positional bias at most {max(biases):.1e}; "
             f"~ epsilon^p, p = {min(slopes):.2f} to {max(slopes):.2f}"

@@ -73,7 +73,7 @@ def new_folder(folder: Path) -> Iterator[None]:
 
     Raises: DiskError if the disk is full.
     """
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    absent = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         with explained_full_disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def new_folder(folder: Path) -> Iterator[None]:
     except BaseException:
         for child in folder.iterdir() if folder.is_dir() else ():
             shutil.rmtree(child) if child.is_dir() else child.unlink()
-        for empty in made:
-            if empty.is_dir():
-                empty.rmdir()
+        for new in absent:
+            if new.is_dir():
+                new.rmdir()
         raise

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from model_surgery import export
@@ -32,7 +33,7 @@ def export_step(recipe: Recipe, step: str) -> Path:
         raise RecipeError(f"{out_dir}: is there already; remove it to export the step again")
     out_dir.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out_dir.parent) as scratch:
-        layout, made = Path(scratch) / "layout", Path(scratch) / "model"
+        layout, model = Path(scratch) / "layout", Path(scratch) / "model"
         try:
             write_part(open_source(checkpoint), WEIGHTS, layout, tensor_parallel=1)
         except (OSError, RecipeError) as error:
@@ -47,11 +48,11 @@ def export_step(recipe: Recipe, step: str) -> Path:
             layout_dir=layout,
             source=resolve_model(recipe.model),
             tokenizer=tokenizer_folder(recipe),
-            out_dir=made,
+            out_dir=model,
             probe=None,  # only the end of a training leaves one
         )
         shutil.rmtree(layout)
-        made.rename(out_dir)
+        model.rename(out_dir)
     return out_dir
 
 
@@ -60,20 +61,28 @@ def find_checkpoint(training: Path, step: str) -> Path:
 
     Raises: RecipeError if there is none.
     """
-    found = {folders.step_of(path): path for path in folders.complete(training / "checkpoints")}
-    if not found:
+    checkpoints = {folders.step_of(path): path for path in folders.complete(training / "checkpoints")}
+    if not checkpoints:
         done = Manifest.load(training) is not None
         hint = "its end is exported by the export stage" if done else "wait for the first, or train"
         raise RecipeError(f"{training / 'checkpoints'}: holds no complete checkpoint; {hint}")
     if step == "newest":
-        return found[max(found)]
+        return checkpoints[max(checkpoints)]
     if step == "best":
-        losses = {line["step"]: line["validation_loss"] for line in read_metrics(training) if "validation_loss" in line}
-        scored = [(losses[at], at) for at in found if losses.get(at) is not None]
-        if not scored:
-            raise RecipeError(f"{training}: no step that has a checkpoint was validated; see recalibration.keep_best")
-        return found[min(scored)[1]]
-    if not step.isdecimal() or int(step) not in found:
-        steps = ", ".join(map(str, found))
+        return checkpoints[best_step(training, checkpoints)]
+    if not step.isdecimal() or int(step) not in checkpoints:
+        steps = ", ".join(map(str, checkpoints))
         raise RecipeError(f"--step {step}: there are complete checkpoints of {steps}; or say newest or best")
-    return found[int(step)]
+    return checkpoints[int(step)]
+
+
+def best_step(training: Path, steps: Collection[int]) -> int:
+    """Of these steps the one of the lowest validation loss.
+
+    Raises: RecipeError if none of them was validated.
+    """
+    losses = {line["step"]: line["validation_loss"] for line in read_metrics(training) if "validation_loss" in line}
+    scored = [(loss, step) for step in steps if (loss := losses.get(step)) is not None]
+    if not scored:
+        raise RecipeError(f"{training}: no step that has a checkpoint was validated; see recalibration.keep_best")
+    return min(scored)[1]

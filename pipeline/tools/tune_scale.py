@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from eval.files import write_atomic
 from eval.models import read_config
 from eval.softmax_scale.head_scales import LEARNING_RATE, TrainedHeads, scaled_parts, train_heads
 from eval.softmax_scale.scale_tuning import ScaleResults, load_model, prepare_tuning, tune
+from foundation.files import write_text
 from model_surgery import export
 from model_surgery.softmax_scale import SoftmaxScale
 from pipeline.errors import RecipeError
@@ -26,6 +26,7 @@ from pipeline.stages.order import stage_named
 log = logging.getLogger(__name__)
 
 FOLDER = "softmax-scale"
+Apply = Literal["weights", "config"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def tune_scale(
     recipe: Recipe,
     *,
     factors: tuple[float, ...] = (),
-    apply: Literal["weights", "config"] = "weights",
+    apply: Apply = "weights",
     per_head: bool = False,
     steps: int = 20,
     tokens: int = 16_384,
@@ -67,21 +68,31 @@ def tune_scale(
     out_dir = recipe.folder / FOLDER
     out_dir.mkdir(parents=True, exist_ok=True)
     with explained_full_run_disk(out_dir):
-        found = tune(tuning, models, model)
-        found.save(out_dir)
-        write_atomic(out_dir / "scale.svg", scale_plot(found).svg)
-        betas = {factor: found.beta(factor) for factor in factors}
-        written = [
-            write_model(recipe, out_dir / f"model-{factor:g}x", scale_of(found.c, factor, beta, apply))
-            for factor, beta in betas.items()
-        ]
+        scale = tune(tuning, models, model)
+        scale.save(out_dir)
+        write_text(out_dir / "scale.svg", scale_plot(scale).svg)
+        folders = write_scaled_models(recipe, out_dir, scale, factors, apply)
         heads = None
         if per_head:
-            start = next((one.beta for one in found.lengths if one.factor == aim), None) or found.beta(aim)
+            start = next((length.beta for length in scale.lengths if length.factor == aim), None) or scale.beta(aim)
             heads = train_heads(tuning, model, factor=aim, start=start, steps=steps, learning_rate=LEARNING_RATE)
             heads.save(out_dir)
-            written.append(write_model(recipe, out_dir / f"model-heads-{aim:g}x", None, heads.scales))
-    return Tuned(found, heads, tuple(written))
+            folders.append(write_model(recipe, out_dir / f"model-heads-{aim:g}x", None, heads.scales))
+    return Tuned(scale, heads, tuple(folders))
+
+
+def write_scaled_models(
+    recipe: Recipe, out_dir: Path, scale: ScaleResults, factors: tuple[float, ...], apply: Apply
+) -> list[Path]:
+    """For each factor a model with the fitted scale.
+
+    Raises: EvaluationError for a factor at which 1 + c ln s is no scale, before any model is written.
+    """
+    betas = {factor: scale.beta(factor) for factor in factors}
+    return [
+        write_model(recipe, out_dir / f"model-{factor:g}x", scale_of(scale.c, factor, beta, apply))
+        for factor, beta in betas.items()
+    ]
 
 
 def require(recipe: Recipe, *names: str) -> None:
@@ -99,7 +110,7 @@ def context_of(source: Path) -> int:
     return read_config(source).max_position_embeddings
 
 
-def scale_of(c: float, factor: float, beta: float, apply: Literal["weights", "config"]) -> SoftmaxScale:
+def scale_of(c: float, factor: float, beta: float, apply: Apply) -> SoftmaxScale:
     """The scale as the export takes it: by its formula, or where c is below zero, which that refuses, by beta."""
     if c < 0:
         return SoftmaxScale(beta=beta, apply=apply)
@@ -110,50 +121,53 @@ def write_model(recipe: Recipe, out_dir: Path, scale: SoftmaxScale | None, head_
     """The run's export with a scale, in place of what is in `out_dir`; nothing there changes if it fails."""
     training = recipe.folder / exported_models(recipe)["drope"]
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out_dir.parent) as scratch:
-        made = Path(scratch) / "model"
+        model = Path(scratch) / "model"
         export.run(
             recipe.export.model_copy(update={"softmax_scale": scale}),
             layout_dir=training / "layout",
             source=resolve_model(recipe.model),
             tokenizer=tokenizer_folder(recipe),
-            out_dir=made,
+            out_dir=model,
             probe=training / "probe.safetensors" if head_scales is None else None,
             head_scales=head_scales,
         )
         if out_dir.exists():
             shutil.rmtree(out_dir)
-        made.rename(out_dir)
+        model.rename(out_dir)
     return out_dir
 
 
 def summary(tuned: Tuned) -> str:
     """What was found, as lines to read, and the recipe's lines that use it."""
-    found = tuned.scale
-    by = (
-        f"the answers of needle samples of seed {found.seed}"
-        if found.judged_by == "needles"
+    scale = tuned.scale
+    judged_by = (
+        f"the answers of needle samples of seed {scale.seed}"
+        if scale.judged_by == "needles"
         else "held-out text that the evaluation does not score"
     )
-    heads = (f"{'length':>14}", f"{'rows':>5}", f"{'best beta':>16}", f"{'at 1':>8}", f"{'at best':>8}")
+    columns = (f"{'length':>14}", f"{'rows':>5}", f"{'best beta':>16}", f"{'at 1':>8}", f"{'at best':>8}")
     lines = [
-        f"loss (nats per token) on {by}; +/- is a standard error",
-        " ".join([*heads, f"{'1 + c ln s':>11}", f"{'there':>8}", " gain"]),
+        f"loss (nats per token) on {judged_by}; +/- is a standard error",
+        " ".join([*columns, f"{'1 + c ln s':>11}", f"{'there':>8}", " gain"]),
     ]
-    for one in found.lengths:
+    for one in scale.lengths:
         lines.append(
             f"{f'{one.factor}x = {one.length:,}':>14} {one.rows:>5} {pm(one.beta, one.beta_error, 3):>16} "
             f"{one.loss_plain:>8.4f} {one.loss_tuned:>8.4f} {one.fitted_beta:>11.3f} {one.loss_fitted:>8.4f}  "
             f"{pm(one.gain, one.gain_error, 4)}"
         )
-    lines.append(f"beta = 1 + c ln s: c = {found.c:.4f}, standard error {errors(found)}")
-    return "\n".join([*lines, *(head_lines(tuned.heads) if tuned.heads else []), *recipe_lines(found)])
+    lines.append(f"beta = 1 + c ln s: c = {scale.c:.4f}, standard error {errors(scale)}")
+    return "\n".join([*lines, *(head_lines(tuned.heads) if tuned.heads else []), *recipe_lines(scale)])
 
 
-def errors(found: ScaleResults) -> str:
+def errors(scale: ScaleResults) -> str:
     """c's standard errors in words."""
-    said = {"over draws of rows": found.c_error, "by the distances of the betas to this line": found.c_residual_error}
-    known = [f"{error:.4f} {how}" for how, error in said.items() if error is not None]
-    return ", ".join(known) or "unknown: a single row, a single length"
+    estimates = {
+        "over draws of rows": scale.c_error,
+        "by the distances of the betas to this line": scale.c_residual_error,
+    }
+    known = [f"{error:.4f} {how}" for how, error in estimates.items() if error is not None]
+    return ", ".join(known) if known else "unknown: a single row, a single length"
 
 
 def pm(value: float, error: float | None, digits: int) -> str:
@@ -175,13 +189,13 @@ def head_lines(heads: TrainedHeads) -> list[str]:
     return lines
 
 
-def recipe_lines(found: ScaleResults) -> list[str]:
+def recipe_lines(scale: ScaleResults) -> list[str]:
     """Lines for the recipe."""
-    if found.c <= 0:
+    if scale.c <= 0:
         return ["recipe: c is not above zero, sharper attention does not help; leave evaluation.softmax_scale_c at 0"]
-    longest = found.lengths[-1].factor
+    longest = scale.lengths[-1].factor
     return [
         "recipe:",
-        f"    evaluation: {{softmax_scale_c: {found.c:.4g}}}",
-        f"    export: {{softmax_scale: {{factor: {longest}, c: {found.c:.4g}}}}}    # for {longest}x",
+        f"    evaluation: {{softmax_scale_c: {scale.c:.4g}}}",
+        f"    export: {{softmax_scale: {{factor: {longest}, c: {scale.c:.4g}}}}}    # for {longest}x",
     ]

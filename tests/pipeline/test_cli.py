@@ -3,27 +3,17 @@
 import json
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
 
 
-def test_help_answers_at_once_and_names_every_command(drope: Any) -> None:
-    began = time.monotonic()
+def test_help_names_every_command(drope: Any) -> None:
     result = drope("--help")
-    assert time.monotonic() - began < 2  # 0.1 s on a quiet machine
+    assert result.returncode == 0
     for command in (
-        "run",
-        "plan",
-        "doctor",
-        "inspect",
-        "prepare-data",
-        "surgery",
-        "recalibrate",
-        "export",
-        "evaluate",
-        "tune-scale",
+        *("run", "plan", "fetch", "prepare-data", "surgery", "recalibrate", "control", "export", "evaluate", "report"),
+        *("demo", "submit", "status", "logs", "cancel", "probe", "tune-scale", "inspect", "reshard", "doctor"),
     ):
         assert f"\n  {command} " in result.stdout
 
@@ -31,7 +21,7 @@ def test_help_answers_at_once_and_names_every_command(drope: Any) -> None:
 @pytest.mark.parametrize(
     ("modules", "without"),
     [
-        ("pipeline.cli", ("torch", "transformers", "pydantic")),
+        ("pipeline.cli", ("torch", "transformers", "pydantic", "numpy", "yaml")),  # --help answers at once
         ("pipeline.recipe.recipe", ("torch", "transformers")),
         ("pipeline.stages.run, pipeline.tools.plan", ("megatron", "deepspeed", "transformers")),
     ],

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.cluster.status import status_of
+from pipeline.cluster.status.run_status import status_of
 from pipeline.recipe.recipe import Recipe, load_recipe
 from pipeline.stages.run import run
 from tests.slurm.trial_cluster import TrialCluster

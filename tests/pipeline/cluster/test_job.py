@@ -1,31 +1,31 @@
 """Inside a job: what ends it, what it goes on without, what it waits for."""
 
-import os
-import threading
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import job as jobs
-from pipeline.cluster import nodes
-from pipeline.cluster.folder import Attempt, Attempts, JobsFolder
-from pipeline.cluster.job import Elsewhere, Work, avoid_bad_nodes, await_inputs, fitted, recorded, refuse_endless
+from pipeline.cluster import excluded_nodes
+from pipeline.cluster.allocation import job as jobs
+from pipeline.cluster.allocation.attempts import recorded, refuse_endless
+from pipeline.cluster.allocation.bad_nodes import Elsewhere, avoid_bad_nodes
+from pipeline.cluster.allocation.job import await_inputs
+from pipeline.cluster.allocation.training import fitted
+from pipeline.cluster.folder import JobsFolder
+from pipeline.cluster.job_options import JobOptions
+from pipeline.cluster.records import Attempt, Attempts
 from pipeline.cluster.spread import fitting_data_parallel, ranks_of_nodes, usable_slots
 from pipeline.errors import OutOfTime, RecipeError, StageFailed, Stopped
 from pipeline.launch import patience
 from pipeline.launch.patience import patiently, seen
 from pipeline.recipe.recipe import Recipe, load_recipe
 from pipeline.runs.manifest import now
-from pipeline.stages.order import stage_named
+from pipeline.stages.order import STAGES, stage_named
 from slurm.profile import Resources
 from slurm.step import Step
 
-WORK = Work(
-    stage="recalibration", does="all", part="recalibration", of=1, offset=0, per_node=2, nodes_min=2, barren=2
-)  # fmt: skip
+OPTIONS = JobOptions(part="recalibration", per_node=2, nodes_min=2, barren=2)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def checkpoint(folder: JobsFolder, step: int) -> None:
 
 
 def test_a_stop_that_brought_something_goes_on(folder: JobsFolder, step: Step) -> None:
-    with pytest.raises(Stopped, match="its time"), recorded(folder, step, WORK):
+    with pytest.raises(Stopped, match="its time"), recorded(folder, step, OPTIONS):
         checkpoint(folder, 40)
         raise OutOfTime("its time is over")
     (only,) = folder.attempts("recalibration", 7, None).attempts
@@ -62,7 +62,7 @@ def test_a_stop_that_brought_something_goes_on(folder: JobsFolder, step: Step) -
 
 def test_a_time_limit_in_which_nothing_was_finished_is_a_failure(folder: JobsFolder, step: Step) -> None:
     checkpoint(folder, 40)
-    with pytest.raises(StageFailed, match="nothing was finished in this allocation"), recorded(folder, step, WORK):
+    with pytest.raises(StageFailed, match="nothing was finished in this allocation"), recorded(folder, step, OPTIONS):
         raise OutOfTime("its time is over")
     assert folder.attempts("recalibration", 7, None).attempts[-1].code == 1
     assert (folder.verdicts / "recalibration.7").read_text() == "1\n"
@@ -70,14 +70,14 @@ def test_a_time_limit_in_which_nothing_was_finished_is_a_failure(folder: JobsFol
 
 @pytest.mark.parametrize("stop", [Elsewhere("n2 went away"), Stopped("stopped by SIGTERM")])
 def test_a_node_left_or_a_preemption_is_no_failure(folder: JobsFolder, step: Step, stop: Stopped) -> None:
-    with pytest.raises(type(stop)), recorded(folder, step, WORK):
+    with pytest.raises(type(stop)), recorded(folder, step, OPTIONS):
         raise stop
     assert (folder.verdicts / "recalibration.7").read_text() == "75\n"
 
 
 def test_bad_input_and_unforeseen_errors_are_written_down(folder: JobsFolder, step: Step) -> None:
     for error, code in ((RecipeError("no such\nfield"), 2), (ZeroDivisionError("oh"), 1)):
-        with pytest.raises(type(error)), recorded(folder, step, WORK):
+        with pytest.raises(type(error)), recorded(folder, step, OPTIONS):
             raise error
         last = folder.attempts("recalibration", 7, None).attempts[-1]
         assert (last.code, last.message) == (code, " ".join(str(error).split()))
@@ -88,9 +88,9 @@ def test_restarts_without_progress_end_the_job() -> None:
         return Attempts(part="p", job_id=7, index=None, attempts=tuple(map(attempt, reached)))
 
     for fine in ((0,), (0, 0), (0, 10, 20), (0, 0, 10, 10), (10, 10, 20)):
-        refuse_endless(after(*fine), WORK)
+        refuse_endless(after(*fine), OPTIONS)
     with pytest.raises(StageFailed, match="2 allocations in a row brought nothing"):
-        refuse_endless(after(0, 10, 10, 10), WORK)
+        refuse_endless(after(0, 10, 10, 10), OPTIONS)
 
 
 def facts(state: str = "IDLE", started: str = "2020-01-01T00:00:00") -> dict[str, str]:
@@ -110,15 +110,15 @@ def test_a_node_under_which_the_job_died_is_left_out(
     second: dict[str, str], known: set[str], excluded: str | None,
     folder: JobsFolder, step: Step, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(nodes.client, "node_facts", lambda names: {"n1": facts(), "n2": second})
-    monkeypatch.setattr(nodes.client, "nodes_of_partition", lambda partition: known)
+    monkeypatch.setattr(excluded_nodes.client, "node_facts", lambda names: {"n1": facts(), "n2": second})
+    monkeypatch.setattr(excluded_nodes.client, "nodes_of_partition", lambda partition: known)
     died = Attempts(part="recalibration", job_id=7, index=None, attempts=(attempt(0), attempt(0)))
     folder.write_attempts(died)
     if excluded:
         with pytest.raises(Elsewhere, match="n2 failed under the last allocation"):
-            avoid_bad_nodes(folder, step, WORK)
+            avoid_bad_nodes(folder, step, OPTIONS)
     else:
-        avoid_bad_nodes(folder, step, WORK)
+        avoid_bad_nodes(folder, step, OPTIONS)
     file = folder.excluded("recalibration")
     assert (file.read_text().strip() if file.is_file() else None) == excluded
 
@@ -126,36 +126,41 @@ def test_a_node_under_which_the_job_died_is_left_out(
 def test_a_node_is_no_suspect_where_the_job_ended_by_itself(
     folder: JobsFolder, step: Step, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nodes.client, "node_facts", lambda names: pytest.fail("SLURM was asked"))
+    monkeypatch.setattr(excluded_nodes.client, "node_facts", lambda names: pytest.fail("SLURM was asked"))
     ended = Attempts(part="recalibration", job_id=7, index=None, attempts=(attempt(0, ended=True), attempt(0)))
     folder.write_attempts(ended)
-    avoid_bad_nodes(folder, step, WORK)
+    avoid_bad_nodes(folder, step, OPTIONS)
 
 
 def test_excluded_nodes_gather_until_too_few_are_left(folder: JobsFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes.client, "nodes_of_partition", lambda partition: {f"n{number}" for number in range(1, 6)})
+    monkeypatch.setattr(
+        excluded_nodes.client, "nodes_of_partition", lambda partition: {f"n{number}" for number in range(1, 6)}
+    )
     folder.excluded("p").write_text("n9\n")  # the profile's
-    few = {"nodes_min": 2, "always": ("n9",)}
-    assert nodes.exclude(folder, "p", ["n1"], **few) == ("n9", "n1")
-    assert nodes.exclude(folder, "p", ["n2", "n3"], **few) == ("n9", "n1", "n2", "n3")
-    assert nodes.exclude(folder, "p", ["n4"], **few) == ("n9", "n4")
+
+    def excluded(*names: str) -> tuple[str, ...]:
+        return excluded_nodes.exclude(folder, "p", names, nodes_min=2, always=("n9",))
+
+    assert excluded("n1") == ("n9", "n1")
+    assert excluded("n2", "n3") == ("n9", "n1", "n2", "n3")
+    assert excluded("n4") == ("n9", "n4")
     assert folder.excluded("p").read_text() == "n[4,9]\n"
-    assert nodes.exclude(folder, "p", ["n1", "n2", "n3", "n4"], **few) == ("n9",)
+    assert excluded("n1", "n2", "n3", "n4") == ("n9",)
 
 
 def test_a_job_that_waits_may_use_nodes_again_where_too_few_others_are_up(
     folder: JobsFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = []
-    monkeypatch.setattr(nodes.client, "exclude_nodes", lambda job_id, names: told.append((job_id, names)))
+    monkeypatch.setattr(excluded_nodes.client, "exclude_nodes", lambda job_id, names: told.append((job_id, names)))
     asked = Resources(nodes=3, nodes_min=2, exclude="n9")
     folder.excluded("p").write_text("n[2,9]\n")
-    monkeypatch.setattr(nodes.client, "nodes_of_partition", lambda partition: {"n1", "n2", "n3", "n9"})
-    assert nodes.readmit(folder, "p", 7, asked) == () and not told
-    monkeypatch.setattr(nodes.client, "nodes_of_partition", lambda partition: {"n2", "n3", "n9"})
-    assert nodes.readmit(folder, "p", 7, asked) == ("n2",)
+    monkeypatch.setattr(excluded_nodes.client, "nodes_of_partition", lambda partition: {"n1", "n2", "n3", "n9"})
+    assert excluded_nodes.readmit(folder, "p", 7, asked) == () and not told
+    monkeypatch.setattr(excluded_nodes.client, "nodes_of_partition", lambda partition: {"n2", "n3", "n9"})
+    assert excluded_nodes.readmit(folder, "p", 7, asked) == ("n2",)
     assert told == [(7, "n9")] and folder.excluded("p").read_text() == "n9\n"
-    assert nodes.readmit(folder, "p", 7, asked) == ()
+    assert excluded_nodes.readmit(folder, "p", 7, asked) == ()
 
 
 def test_ranks_on_nodes() -> None:
@@ -185,63 +190,81 @@ def test_the_recipe_is_fitted_to_the_nodes_that_are_there(write_recipe: Callable
 
 
 def test_progress_grows_with_what_is_safe(tmp_path: Path) -> None:
-    assert (
-        stage_named("recalibration").progress(tmp_path)
-        == stage_named("data").progress(tmp_path)
-        == stage_named("export").progress(tmp_path)
-        == 0
-    )
+    def progress(stage: str) -> int:
+        return stage_named(stage).progress(tmp_path / stage)
+
+    assert [progress(stage.name) for stage in STAGES] == [0] * len(STAGES)
     checkpoint(JobsFolder(tmp_path), 40)
     (tmp_path / "recalibration" / "checkpoints" / "step-00000060").mkdir()  # of a save that was killed
-    assert stage_named("recalibration").progress(tmp_path / "recalibration") == 40
-    (tmp_path / "pieces").mkdir()
-    (tmp_path / "pieces" / "one.json").touch()
-    assert stage_named("data").progress(tmp_path) == 1
-    (tmp_path / "units").mkdir()
-    (tmp_path / "units" / "one.json").touch()
-    (tmp_path / "units" / "two.answers").write_text("answer")
-    assert stage_named("evaluation").progress(tmp_path) == 7
+    assert progress("recalibration") == 40
+    (tmp_path / "data" / "pieces").mkdir(parents=True)
+    (tmp_path / "data" / "pieces" / "one.json").touch()
+    assert progress("data") == 1
+    (tmp_path / "evaluation" / "units").mkdir(parents=True)
+    (tmp_path / "evaluation" / "units" / "one.json").touch()
+    (tmp_path / "evaluation" / "units" / "two.answers").write_text("answer")
+    assert progress("evaluation") == 7
 
 
-def appears(path: Path, seconds: float) -> None:
-    def write() -> None:
-        time.sleep(seconds)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}")
+class Clock:
+    """Time that passes only while somebody sleeps; `at` some time a file comes to be seen."""
 
-    threading.Thread(target=write, daemon=True).start()
+    def __init__(self) -> None:
+        self.now, self._coming = 0.0, {}
+
+    def at(self, seconds: float, path: Path) -> None:
+        self._coming[path] = seconds
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        for path, when in self._coming.items():
+            if when <= self.now and not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("{}")
 
 
-def test_what_another_node_wrote_is_waited_for(
-    write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(patience, "_BETWEEN", 0.05)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(patience, "time", made)
+    return made
+
+
+def test_what_another_node_wrote_is_waited_for(write_recipe: Callable[..., Path], clock: Clock, tmp_path: Path) -> None:
     recipe: Recipe = load_recipe(write_recipe())
-    export = stage_named("export")
-    appears(recipe.folder / "recalibration" / "manifest.json", 0.5)
-    began = time.monotonic()
-    await_inputs(recipe, export)
-    assert 0.3 < time.monotonic() - began < 5
-    assert not seen(tmp_path / "never", seconds=0.1) and not seen(tmp_path / "no" / "never", seconds=0.1)
+    clock.at(30, recipe.folder / "recalibration" / "manifest.json")
+    await_inputs(recipe, stage_named("export"))
+    assert clock.now == 30  # and not for the control's, which the recipe has not
+    for path in (tmp_path / "never", tmp_path / "no" / "never"):
+        began = clock.now
+        assert not seen(path, seconds=60)
+        assert 60 <= clock.now - began < 65
 
 
-def test_a_check_is_made_again_while_it_may_only_not_see_yet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(patience, "_BETWEEN", 0.05)
+def test_a_check_is_made_again_while_it_may_only_not_see_yet(clock: Clock, tmp_path: Path) -> None:
+    checks = 0
 
     def check() -> None:
+        nonlocal checks
+        checks += 1
         if not (tmp_path / "piece").exists():
             raise RecipeError("a piece is missing")
 
     with pytest.raises(RecipeError, match="a piece is missing"):
-        patiently(check, RecipeError, seconds=0.2)
-    appears(tmp_path / "piece", 0.3)
-    patiently(check, RecipeError, seconds=10)
+        patiently(check, RecipeError, seconds=10)
+    assert clock.now > 10 and checks > 5
+    clock.at(clock.now + 20, tmp_path / "piece")
+    patiently(check, RecipeError, seconds=40)
 
 
 def test_a_missing_file_of_a_checkpoint_is_waited_for_where_other_machines_write(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert patience.machines() == int(os.environ.get("GROUP_WORLD_SIZE", 1))
+    monkeypatch.delenv("GROUP_WORLD_SIZE", raising=False)
+    assert patience.machines() == 1
     monkeypatch.setenv("GROUP_WORLD_SIZE", "3")
     assert patience.machines() == 3
 
@@ -251,6 +274,5 @@ def test_a_merge_does_what_is_left_of_the_data(
 ) -> None:
     monkeypatch.setattr(jobs, "_MERGE_PATIENCE", 0.0)
     recipe = load_recipe(write_recipe())
-    merge = Work(stage="data", does="merge", part="data-merge", of=1, offset=0, per_node=1, nodes_min=1, barren=3)
-    jobs.do(recipe, stage_named("data"), merge, step)
+    jobs.do(recipe, stage_named("data"), JobOptions(part="data-merge"), step)
     assert (recipe.folder / "data" / "manifest.json").is_file()

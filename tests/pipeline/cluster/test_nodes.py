@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import follower, head
-from pipeline.cluster.follower import follow
-from pipeline.cluster.head import Head, first_difference, listen
-from pipeline.cluster.wire import Wire, interface_of
+from pipeline.cluster.allocation import follower, gathering, session
+from pipeline.cluster.allocation.follower import follow
+from pipeline.cluster.allocation.gathering import listen
+from pipeline.cluster.allocation.head import Head
+from pipeline.cluster.allocation.versions import first_difference
+from pipeline.cluster.allocation.wire import Wire, interface_of
 from pipeline.errors import RecipeError, StageFailed
 from slurm.step import Step
 
@@ -34,9 +36,9 @@ def step() -> Step:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes wait two seconds for each other, not a minute."""
-    monkeypatch.setattr(head, "GATHERING_SECONDS", 2.0)
+    monkeypatch.setattr(gathering, "GATHERING_SECONDS", 2.0)
     monkeypatch.setattr(follower, "GATHERING_SECONDS", 2.0)
-    monkeypatch.setattr(head, "_FAILING_SECONDS", 3.0)
+    monkeypatch.setattr(session, "FAILING_SECONDS", 3.0)
 
 
 class Beside(threading.Thread):
@@ -102,9 +104,9 @@ def test_a_node_that_does_not_come_is_named(step: Step, quick: None) -> None:
 def test_strangers_and_taken_ports_do_not_matter(
     step: Step, quick: None, tmp_path: Path, output_kept: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "GATHERING_SECONDS", 20.0)
+    monkeypatch.setattr(gathering, "GATHERING_SECONDS", 20.0)
     monkeypatch.setattr(follower, "GATHERING_SECONDS", 20.0)
-    monkeypatch.setattr(head, "_HELLO_SECONDS", 0.5)
+    monkeypatch.setattr(gathering, "_HELLO_SECONDS", 0.5)
     monkeypatch.setattr(follower, "_TRY_SECONDS", 1.0)
     with listen(step.ports[:1]):  # somebody else's, who never answers
         first = Beside(step, lambda gathered: gathered.slots)
@@ -128,7 +130,7 @@ def other_node(step: Step, log: Path) -> subprocess.Popen[bytes]:
     """The second node as a process of its own."""
     code = (
         "import sys; from pathlib import Path; from slurm.step import Step;"
-        "from pipeline.cluster.follower import follow;"
+        "from pipeline.cluster.allocation.follower import follow;"
         "n = int(sys.argv[1]); s = Step(n, None, n, 0, 1, ('localhost', 'other'), '127.0.0.1');"
         f"sys.exit(follow(s, token={TOKEN!r}, versions={VERSIONS!r}, log_file=Path(sys.argv[2])))"
     )
@@ -139,7 +141,7 @@ def other_node(step: Step, log: Path) -> subprocess.Popen[bytes]:
 @pytest.mark.parametrize("how", ["well", "raises", "dies"])
 def test_ranks_of_two_nodes(how: str, step: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks here and one there: they end well, one there raises, or the other node is gone at once."""
-    monkeypatch.setattr(head, "_FAILING_SECONDS", 5.0)
+    monkeypatch.setattr(session, "FAILING_SECONDS", 5.0)
     out = tmp_path / "out"
     out.mkdir()
     other = other_node(step, tmp_path / "other.log")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster.chain import nodes_of_training, resources_of
-from pipeline.cluster.parts import parts_of
 from pipeline.cluster.profiles import CLUSTERS, StageProfile, load_profile
+from pipeline.cluster.resources import nodes_of_training, resources_of
 from pipeline.cluster.spread import fitting_data_parallel, ranks_of_nodes, usable_slots
+from pipeline.cluster.stage_jobs import stage_jobs_of
 from pipeline.errors import RecipeError
 from pipeline.recipe.recipe import load_recipe
 from pipeline.stages.order import stages_of
@@ -23,8 +23,8 @@ def test_a_profile_of_the_project_has_room_for_a_recipe(name: str) -> None:
     profile = load_profile(name)
     assert profile.description
     recipe = load_recipe(RECIPES / "tinystories-656k.yaml")
-    parts = parts_of(recipe, profile, stages_of(recipe))
-    asked = {part.name: resources_of(part, recipe, profile) for part in parts}
+    jobs = stage_jobs_of(recipe, profile, stages_of(recipe))
+    asked = {job.name: resources_of(job, recipe, profile) for job in jobs}
     assert {"data", "data-merge", "surgery", "recalibration", "export", "evaluation", "report"} <= set(asked)
     assert not any(asked[part].gpus for part in ("data", "data-merge", "surgery", "export", "evaluation-merge"))
 
@@ -33,7 +33,7 @@ def test_a_profile_of_the_project_has_room_for_a_recipe(name: str) -> None:
     ("name", "text", "said"),
     [
         ("h10", None, "no clusters/h10.yaml; did you mean h100?"),
-        ("mine/none.yaml", None, "no such file"),
+        ("mine/none.yaml", None, "--cluster mine/none.yaml: no such file"),
         ("mine.yaml", "stages: {recalibraton: {nodes: 2}}", "did you mean recalibration?"),
         ("mine.yaml", "stages: {data: {pool: cpus}}\npools: {cpu: {}}", "stages.data.pool = 'cpus': pools has cpu"),
         (
@@ -45,7 +45,7 @@ def test_a_profile_of_the_project_has_room_for_a_recipe(name: str) -> None:
         ("mine.yaml", "defaults: {sbatch: [--dependency=afterok:1]}", "--dependency is set by the generated scripts"),
         ("mine.yaml", 'environment: ["module load x\\nrm -rf /"]', "control characters"),
         ("mine.yaml", "defaults: {nodes: 2, nodes_min: 3}", "nodes_min = 3 is more than nodes = 2"),
-        ("mine.yaml", "- a list", "mine.yaml"),
+        ("mine.yaml", "- a list", "a cluster profile is a mapping of sections, this is list"),
     ],
 )
 def test_profiles_that_cannot_be_used(

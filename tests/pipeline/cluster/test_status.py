@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import status as asking
-from pipeline.cluster.folder import Attempt, Attempts, JobNames, JobsFolder, Submitted
-from pipeline.cluster.logs import follow, log_of
-from pipeline.cluster.status import judged, last_lines, run_of, status_of, training_of
-from pipeline.cluster.status_text import as_text
+from pipeline.cluster.folder import JobsFolder, find_run
+from pipeline.cluster.recipe_copies import recipe_of, write_copy
+from pipeline.cluster.records import Attempt, Attempts, JobNames, Submitted
+from pipeline.cluster.stage_jobs import Does
+from pipeline.cluster.status import knowledge, training_status
+from pipeline.cluster.status.job_status import Verdict, judge
+from pipeline.cluster.status.log_text import follow, last_lines
+from pipeline.cluster.status.logs import log_of
+from pipeline.cluster.status.run_status import status_of
+from pipeline.cluster.status.text import as_text
 from pipeline.errors import RecipeError
 from pipeline.recipe.recipe import load_recipe, write_recipe
 from slurm.client import JobState, SlurmUnreachable
@@ -54,7 +59,7 @@ def slurm(state: str, reason: str = "", nodes: str = "") -> JobState:
     ],
 )
 def test_a_job(said: JobState | None, attempt: Attempt | None, reachable: bool, state: str, detail: str) -> None:
-    assert judged(said, attempt, reachable=reachable) == (state, detail)
+    assert judge(said, attempt, reachable=reachable) == Verdict(state, detail)
 
 
 @pytest.fixture
@@ -63,15 +68,13 @@ def run(write_recipe: Callable[..., Path], tmp_path: Path) -> JobsFolder:
     recipe = load_recipe(write_recipe())
     folder = JobsFolder(recipe.folder)
     folder.make()
-    from pipeline.cluster.chain import write_recipe_copy
-
-    write_recipe_copy(recipe, folder)
+    write_copy(recipe, folder)
     return folder
 
 
 def submitted(folder: JobsFolder, part: str, job_id: int, tasks: tuple[int, ...] = (), offset: int = 0) -> Submitted:
     stage, _, merge = part.partition("-")
-    does = "tasks" if tasks else ("merge" if merge else "all")
+    does: Does = "tasks" if tasks else ("merge" if merge else "all")
     name = JobNames("tiny", folder.label).write(part, offset)
     job = Submitted(
         time=NOW, part=part, stage=stage, does=does, job_id=job_id, name=name, after="", tasks=tasks, offset=offset,
@@ -82,10 +85,10 @@ def submitted(folder: JobsFolder, part: str, job_id: int, tasks: tuple[int, ...]
 
 
 def of_slurm(monkeypatch: pytest.MonkeyPatch, states: list[JobState]) -> None:
-    monkeypatch.setattr(asking.client, "listed", lambda names: [state for state in states if names(state.name)])
+    monkeypatch.setattr(knowledge.client, "listed", lambda names: [state for state in states if names(state.name)])
     remembered = lambda number: [state for state in states if state.job_id == number]  # noqa: E731
-    monkeypatch.setattr(asking.client, "remembered", remembered)
-    monkeypatch.setattr(asking.client, "accounted", lambda number: [])
+    monkeypatch.setattr(knowledge.client, "remembered", remembered)
+    monkeypatch.setattr(knowledge.client, "accounted", lambda number: [])
 
 
 def test_tasks_that_failed_and_were_done_in_a_later_array_no_longer_count(
@@ -145,7 +148,7 @@ def test_without_slurm_the_run_speaks_for_itself(run: JobsFolder, monkeypatch: p
     def absent(names: object) -> None:
         raise SlurmUnreachable("no squeue on this machine's path")
 
-    monkeypatch.setattr(asking.client, "listed", absent)
+    monkeypatch.setattr(knowledge.client, "listed", absent)
     run.write_attempts(Attempts(part="recalibration", job_id=10, index=None, attempts=(BEGUN,)))
     found = status_of(run.run)
     assert found.stages[2].state == "running" and "SLURM could not be asked" in as_text(found)
@@ -153,13 +156,13 @@ def test_without_slurm_the_run_speaks_for_itself(run: JobsFolder, monkeypatch: p
 
 
 def test_where_a_training_stands(tmp_path: Path) -> None:
-    assert training_of(tmp_path) is None
+    assert training_status.training_status(tmp_path) is None
     lines = [
         {"step": 0, "validation_loss": 3.0},
         {"step": 1, "loss": 2.0, "tokens": 128, "step_seconds": 2.0, "tokens_per_second": 64.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 2, "lo')
-    found = training_of(tmp_path)
+    found = training_status.training_status(tmp_path)
     assert (found.step, found.tokens, found.loss, found.steps, found.ends) == (1, 128, 2.0, None, None)
 
 
@@ -167,8 +170,8 @@ def test_when_a_training_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     line = {"step": 10, "loss": 2.0, "tokens": 1280, "step_seconds": 3.0, "tokens_per_second": 64.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     (tmp_path / "job.json").write_text("{}")
-    monkeypatch.setattr(asking, "steps_of", lambda file: 110)
-    left = training_of(tmp_path).ends - datetime.now(UTC)
+    monkeypatch.setattr(training_status, "steps_of", lambda file: 110)
+    left = training_status.training_status(tmp_path).ends - datetime.now(UTC)
     assert timedelta(seconds=295) < left <= timedelta(seconds=300)
 
 
@@ -199,11 +202,11 @@ def test_logs_that_are_not_there_are_refused_with_those_that_are(run: JobsFolder
 
 
 def test_a_run_is_found_by_path_and_by_name(run: JobsFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_of(str(run.run)) == run.run
+    assert find_run(str(run.run)) == run.run
     monkeypatch.chdir(tmp_path)
-    assert run_of("tiny") == Path("runs/tiny")
+    assert find_run("tiny") == Path("runs/tiny")
     with pytest.raises(RecipeError, match="tony: no run in this folder, nor"):
-        run_of("tony")
+        find_run("tony")
 
 
 def test_the_secret_of_a_run_is_one_and_is_secret(tmp_path: Path) -> None:
@@ -215,11 +218,11 @@ def test_the_secret_of_a_run_is_one_and_is_secret(tmp_path: Path) -> None:
 
 
 def test_the_newer_recipe_counts(run: JobsFolder, write_recipe: Callable[..., Path]) -> None:
-    assert asking.recipe_of(run.run).evaluation.lengths == (1, 2)
+    assert recipe_of(run.run).evaluation.lengths == (1, 2)
     changed = load_recipe(write_recipe(), ("evaluation.lengths=[1]",))
     _write(changed, run.run / "recipe.yaml")
     os.utime(run.run / "recipe.yaml", (2e9, 2e9))
-    assert asking.recipe_of(run.run).evaluation.lengths == (1,)
+    assert recipe_of(run.run).evaluation.lengths == (1,)
 
 
 def _write(recipe: Any, path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.cluster.folder import JobsFolder
-from pipeline.cluster.lock import only_one
+from pipeline.cluster.submission.lock import only_one
 from pipeline.errors import RecipeError
 from tests.pipeline.cluster.conftest import ClusterRun
 
@@ -47,7 +47,7 @@ def held(cluster: Any) -> Any:
         ({"stages": {"recalibration": {"gpus": 4}}}, {}, "SLURM would refuse the job recalibration"),
         ({}, {"training": {"data_parallel": 4, "micro_batch": 1}}, "recalibration wants 4 processes"),
         ({"stages": {"surgery": {"nodes": 2, "colour": "red"}}}, {}, "stages.surgery.colour: unknown key"),
-        ({}, {"data": {"sources": [{"path": "nowhere.jsonl"}]}}, "nowhere.jsonl"),
+        ({}, {"data": {"sources": [{"path": "nowhere.jsonl"}]}}, "nowhere.jsonl: no such file, and no file"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_submitted(
@@ -142,7 +142,7 @@ def test_cancel_ends_this_runs_jobs_alone(cluster_run: MakeRun, held: None) -> N
 def test_a_lock_of_the_dead_is_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     code = (
-        "import os; from pathlib import Path; from pipeline.cluster.lock import only_one\n"
+        "import os; from pathlib import Path; from pipeline.cluster.submission.lock import only_one\n"
         f"with only_one(Path({str(path)!r}), 'it'): os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9

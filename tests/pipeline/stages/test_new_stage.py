@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import submit
-from pipeline.cluster.job import Work, do
+from pipeline.cluster.allocation.job import do
+from pipeline.cluster.job_options import JobOptions
 from pipeline.cluster.profiles import load_profile
-from pipeline.cluster.status import status_of
+from pipeline.cluster.status.run_status import status_of
+from pipeline.cluster.submission.submit import planned_scripts
 from pipeline.errors import RecipeError
 from pipeline.launch.machines import Machines
 from pipeline.recipe.recipe import Recipe, load_recipe
@@ -113,22 +114,20 @@ def test_its_tasks_are_submitted_run_and_merged(stage: TallyStage, recipe: Recip
     profile = load_profile(str(profile_file))
     run_task(stage, recipe, 1, 3)
     assert stage.undone_tasks(recipe, 3) == [0, 2]
-    chain = submit.plan_submission(recipe, profile, first="tally", last=None)
-    array, merge = chain.planned
-    assert (array.part.name, array.job.array, array.part.tasks) == ("tally", (0, 2), 3)
+    array, merge = planned_scripts(recipe, profile, first="tally", last=None)
+    assert (array.stage_job.name, array.job.array, array.stage_job.tasks) == ("tally", (0, 2), 3)
     assert re.search(r"^#SBATCH .*--array=0,2$", array.text, re.MULTILINE) and "--part tally --of 3" in array.text
-    assert (merge.part.name, merge.part.needs) == ("tally-merge", ("tally",))
+    assert (merge.stage_job.name, merge.stage_job.needs) == ("tally-merge", ("tally",))
     assert "--partition=large" in array.text and "--partition=small" in merge.text
-    assert [planned.job.resources.nodes for planned in chain.planned] == [1, 1]
+    assert [script.job.resources.nodes for script in (array, merge)] == [1, 1]
 
     step = Step(7, 0, 7, 1, 0, ("n1",), None)
-    sizes = {"part": "tally", "offset": 0, "per_node": 1, "nodes_min": 1, "barren": 3}
-    do(recipe, stage, Work(stage="tally", does="tasks", of=3, **sizes), step)
+    do(recipe, stage, JobOptions(part="tally", of=3), step)
     assert stage.undone_tasks(recipe, 3) == [2] and not is_complete(stage, recipe)
     with pytest.raises(RecipeError, match=r"^1 letters are not counted$"):
         stage.check_merge(recipe)
     run_task(stage, recipe, 2, 3)
-    do(recipe, stage, Work(stage="tally", does="merge", of=1, **sizes), step)
+    do(recipe, stage, JobOptions(part="tally-merge"), step)
     assert is_complete(stage, recipe)
 
 

@@ -19,9 +19,9 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, O
 from safetensors.torch import load_file
 
 from pipeline.errors import RecipeError, StageFailed
+from pipeline.recipe.assets import assets_of
 from pipeline.recipe.hub_errors import hub_error
 from pipeline.recipe.recipe import load_recipe
-from pipeline.tools.fetch import wanted
 from tests.hub_server import COMMIT, HubServer
 
 CARD = """---
@@ -310,7 +310,7 @@ def test_what_a_recipe_wants(write_recipe: Callable[..., Path], documents: Path,
     }
     sources = [{"path": str(documents)}, {"path": "s3://bucket/*.parquet"}, WEB]
     recipe = load_recipe(write_recipe(data={"sources": sources, "row_length": 32}, evaluation=evaluation))
-    assets = wanted(recipe)
+    assets = assets_of(recipe)
     assert [(asset.kind, asset.name, asset.repository) for asset in assets[1:]] == [
         ("data", str(documents), None),
         ("data", "s3://bucket/*.parquet", None),

@@ -65,10 +65,13 @@ def test_a_damaged_manifest_is_one_line(tmp_path: Path, content: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]"])
-def test_a_damaged_config_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("{", r"not valid JSON \(Expecting property name"), ("[]", "holds a JSON list, not an object")],
+)
+def test_a_damaged_config_is_refused(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(SurgeryError, match=r"config\.json"):
+    with pytest.raises(SurgeryError, match=rf"/config\.json: {problem}"):
         inspect_path(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """Messages between the nodes of a training: JSON objects, one a line, over a TCP connection."""
 
 import json
+import os
 import select
 import socket
 import time
@@ -26,11 +27,8 @@ class Wire:
     @property
     def own_address(self) -> str:
         """Of this end: how the other machine reaches this one."""
-        return self._socket.getsockname()[0]
-
-    @property
-    def other_address(self) -> str:
-        return self._socket.getpeername()[0]
+        address: str = self._socket.getsockname()[0]
+        return address
 
     def send(self, kind: str, **facts: Any) -> None:
         try:
@@ -45,14 +43,20 @@ class Wire:
             left = None if end is None else max(0.0, end - time.monotonic())
             if not select.select([self._socket], [], [], left)[0]:
                 return None
-            try:
-                part = self._socket.recv(65536)
-            except OSError as error:
-                raise ConnectionError(str(error)) from error
-            if not part or len(self._read) > _LARGEST:
-                raise ConnectionError("the connection was closed")
-            self._read += part
+            self._read_more()
         line, self._read = self._read.split(b"\n", 1)
+        return self._parsed(line)
+
+    def _read_more(self) -> None:
+        try:
+            received = self._socket.recv(65536)
+        except OSError as error:
+            raise ConnectionError(str(error)) from error
+        if not received or len(self._read) > _LARGEST:
+            raise ConnectionError("the connection was closed")
+        self._read += received
+
+    def _parsed(self, line: bytes) -> dict[str, Any]:
         try:
             message = json.loads(line)
         except ValueError as error:
@@ -75,8 +79,18 @@ def interface_of(address: str) -> str | None:
     return None
 
 
+def network_environment(address: str) -> dict[str, str]:
+    """What tells gloo the network on which the nodes reach each other; what the profile sets counts more.
+
+    By itself gloo takes the address that the host's name stands for, which on many machines is 127.0.1.1.
+    """
+    name = interface_of(address)
+    return {} if name is None or "GLOO_SOCKET_IFNAME" in os.environ else {"GLOO_SOCKET_IFNAME": name}
+
+
 def free_port(address: str) -> int:
     """A port of this machine on which nothing listens now."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return probe.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind((address, 0))
+        port: int = listener.getsockname()[1]
+        return port

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.head import GATHERING_SECONDS, network_environment
-from pipeline.cluster.wire import Wire
+from pipeline.cluster.allocation.gathering import GATHERING_SECONDS
+from pipeline.cluster.allocation.wire import Wire, network_environment
 from pipeline.errors import StageFailed
 from pipeline.launch.processes import Torchrun, running
 from pipeline.launch.signals import wait_and_pass_on
@@ -31,18 +31,28 @@ def follow(step: Step, *, token: str, versions: dict[str, str], log_file: Path) 
 
     Raises: StageFailed if the first node cannot be reached, or goes away.
     """
-    with _deaf_to_wishes():
+    with _signals_left_to_ranks():
         wire = reach(step, token=token, versions=versions)
         try:
-            if (message := wire.receive(_WELCOME_SECONDS)) is None or message["kind"] != "welcome":
-                return int((message or {}).get("code", 1))  # it says itself what is wrong
+            message = wire.receive(_WELCOME_SECONDS)
+            if message is None:
+                return 1
+            if message["kind"] != "welcome":
+                return int(message.get("code", 1))  # the first node says itself what is wrong
             _redirect_output(log_file)
-            while (message := wire.receive(None)) and message["kind"] != "bye":
-                if message["kind"] == "start":
-                    _start(wire, message)
-            return int(message["code"])
+            return _obey(wire)
         except ConnectionError as error:
             raise StageFailed(f"{step.node}: the first node, {step.head}, is gone: {error}") from error
+
+
+def _obey(wire: Wire) -> int:
+    """Starts what the first node says, until it dismisses this one; the exit code that it gave."""
+    while True:
+        message = wire.receive(None) or {}
+        if message.get("kind") == "bye":
+            return int(message["code"])
+        if message.get("kind") == "start":
+            _start(wire, message)
 
 
 def reach(step: Step, *, token: str, versions: dict[str, str]) -> Wire:
@@ -84,30 +94,38 @@ def _try(address: str, port: int, step: Step, token: str, versions: dict[str, st
 def addresses_of(step: Step) -> list[str]:
     """Addresses of the first node: what its name stands for here, then what SLURM says."""
     try:
-        found = [info[4][0] for info in socket.getaddrinfo(step.head, None, socket.AF_INET, socket.SOCK_STREAM)]
+        infos = socket.getaddrinfo(step.head, None, socket.AF_INET, socket.SOCK_STREAM)
     except OSError as error:
         log.debug("the name %s stands for nothing here: %s", step.head, error)
-        found = []
-    return list(dict.fromkeys([*found, *([step.launch_address] if step.launch_address else [])]))
+        infos = []
+    addresses = [str(info[4][0]) for info in infos]
+    addresses += [step.launch_address] if step.launch_address else []
+    return list(dict.fromkeys(addresses))
 
 
 def _start(wire: Wire, message: dict[str, Any]) -> None:
     """One session of ranks on this node, and what came of it."""
-    arguments = {"processes": message["processes"], "environment": network_environment(wire.own_address)}
-    with running(message["where"], message["module"], message["arguments"], output=None, **arguments) as session:
-        wait_and_pass_on(session.process, lambda: _end_if_told(wire, session))
-        failure = session.failure()
+    with running(
+        message["where"],
+        message["module"],
+        message["arguments"],
+        processes=message["processes"],
+        output=None,
+        environment=network_environment(wire.own_address),
+    ) as own:
+        wait_and_pass_on(own.process, lambda: _end_if_told(wire, own))
+        failure = own.failure()
     wire.send("ended", number=message["number"], failure=asdict(failure) if failure else None)
 
 
-def _end_if_told(wire: Wire, session: Torchrun) -> None:
+def _end_if_told(wire: Wire, own: Torchrun) -> None:
     """Raises: ConnectionError if the first node is gone; the ranks end with the block that they run in."""
     if (message := wire.receive(0)) and message["kind"] == "end":
-        session.process.kill()
+        own.process.kill()
 
 
 @contextmanager
-def _deaf_to_wishes() -> Iterator[None]:
+def _signals_left_to_ranks() -> Iterator[None]:
     """SLURM sends its signals to all processes of a job: ranks act on them, and the first node says what follows."""
     numbers = (signal.SIGUSR1, signal.SIGTERM)
     before = {number: signal.signal(number, _ignore) for number in numbers}

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from pipeline.cluster.status import RunStatus, StageStatus, TaskCount, Training
+from pipeline.cluster.status.run_status import RunStatus
+from pipeline.cluster.status.stage_status import StageStatus, TaskCount
+from pipeline.cluster.status.training_status import TrainingStatus
 from pipeline.recalibration.metrics import clock
 from slurm.job import ranges
 
@@ -49,7 +51,7 @@ def task_line(tasks: TaskCount) -> str:
     return ", ".join(parts)
 
 
-def training_line(training: Training, *, is_running: bool) -> str:
+def training_line(training: TrainingStatus, *, is_running: bool) -> str:
     """Where a training stands."""
     of = f" of {training.steps:,}" if training.steps else ""
     parts = [f"step {training.step:,}{of}", f"{training.tokens:,} tokens"]

@@ -29,9 +29,9 @@ def only_one(path: Path, doing: str) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink()
+            path.unlink(missing_ok=True)  # with its folder
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def _linked(temporary: Path, path: Path) -> bool:

@@ -10,21 +10,41 @@ from pipeline.recipe.recipe import Recipe
 from pipeline.runs.stage import ArrayStage, Stage
 from pipeline.stages.order import stages_of
 
+MERGE = "-merge"
+
+Does = Literal["all", "tasks", "merge"]
+"""The whole stage, its tasks, or putting together what the tasks made."""
+
 
 @dataclass(frozen=True)
-class Part:
-    """One job, or array of jobs, of a stage."""
+class StageJob:
+    """One job, or array of jobs, that does a stage or a part of it."""
 
     stage: Stage
-    does: Literal["all", "tasks", "merge"]
-    """The whole stage, its tasks, or putting together what the tasks made."""
+    does: Does
     needs: tuple[str, ...]
-    """Names of the parts that must have ended well before this one begins."""
+    """Names of the stage jobs that must have ended well before this one begins."""
     tasks: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.stage.name}-merge" if self.does == "merge" else self.stage.name
+        return f"{self.stage.name}{MERGE}" if self.does == "merge" else self.stage.name
+
+    @property
+    def is_array(self) -> bool:
+        return self.does == "tasks"
+
+    def undone_tasks(self, recipe: Recipe) -> list[int]:
+        """Of an array the numbers of the tasks that have something left to do.
+
+        Raises: RecipeError or a package's own error.
+        """
+        return self.stage.undone_tasks(recipe, self.tasks) if isinstance(self.stage, ArrayStage) else []
+
+    @property
+    def spans_nodes(self) -> bool:
+        """Whether it starts processes on all of its nodes, as trainings do; others work on one node."""
+        return self.stage.spans_nodes
 
     @property
     def resources_of(self) -> str:
@@ -34,25 +54,21 @@ class Part:
         return self.stage.name
 
 
-def parts_of(recipe: Recipe, profile: StageProfile, stages: Sequence[Stage]) -> list[Part]:
-    """The parts of these stages, in order. A need for a stage that is not among them is left out."""
+def stage_jobs_of(recipe: Recipe, profile: StageProfile, stages: Sequence[Stage]) -> list[StageJob]:
+    """The jobs of these stages, in order. A need for a stage that is not among them is left out."""
     last: dict[str, str] = {}
-    parts: list[Part] = []
+    jobs: list[StageJob] = []
     for stage in stages:
         needs = tuple(last[name] for name in stage.needs(recipe) if name in last)
-        tasks = min(profile.resources(stage.name).tasks or 1, most_tasks(recipe, stage))
+        most = stage.most_tasks(recipe) if isinstance(stage, ArrayStage) else 1
+        tasks = min(profile.resources(stage.name).tasks or 1, most)
         if tasks > 1:
-            parts.append(Part(stage, "tasks", needs, tasks))
-            parts.append(Part(stage, "merge", (stage.name,)))
+            jobs.append(StageJob(stage, "tasks", needs, tasks))
+            jobs.append(StageJob(stage, "merge", (stage.name,)))
         else:
-            parts.append(Part(stage, "all", needs))
-        last[stage.name] = parts[-1].name
-    return parts
-
-
-def most_tasks(recipe: Recipe, stage: Stage) -> int:
-    """How many tasks could have something to do; 1 for what cannot be divided."""
-    return stage.most_tasks(recipe) if isinstance(stage, ArrayStage) else 1
+            jobs.append(StageJob(stage, "all", needs))
+        last[stage.name] = jobs[-1].name
+    return jobs
 
 
 def stages_between(recipe: Recipe, first: str | None, last: str | None) -> list[Stage]:

@@ -1,0 +1,1 @@
+"""`drope job`: what runs on the nodes that SLURM has given."""

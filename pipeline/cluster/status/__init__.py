@@ -1,0 +1,1 @@
+"""`drope status` and `drope logs`: what has become of a run."""

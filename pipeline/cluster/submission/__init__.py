@@ -1,0 +1,1 @@
+"""`drope submit`: from a recipe to jobs that SLURM has accepted."""
