@@ -1,4 +1,4 @@
-"""What to evaluate: variants, lengths, tasks. Importing this module loads no heavy library."""
+"""What to evaluate: variants, context factors, tasks. Importing this module loads no heavy library."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Variant = Literal["rope", "pi", "ntk", "dynamic_ntk", "yarn", "longrope2", "crop", "drope", "drope_scaled", "control"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -41,8 +41,24 @@ OWN_TASKS = ("loss", "recall", *NIAH_TASKS, *LONGBENCH_TASKS)
 """Names that a harness task may not bear."""
 
 
+MOST_FACTOR = 64
+"""The largest context factor: a larger number is a length in tokens that was taken for a factor."""
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """A section of the recipe. A field that was renamed is read under both names, and in what a run records (manifests,
+    results.json) it keeps the old one: what was finished before stays finished."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name_each(cls, values: object) -> object:
+        for name, field in cls.model_fields.items():
+            old = field.serialization_alias
+            if isinstance(values, dict) and old in values and name in values:
+                raise ValueError(f"{old} is the old name of {name}; give one of the two")
+        return values
 
 
 class LossConfig(_Section):
@@ -67,14 +83,14 @@ class RecallConfig(_Section):
 
     @field_validator("fact", "question")
     @classmethod
-    def _placeholders(cls, template: str, info: object) -> str:
-        wanted = {"key", "value"} if info.field_name == "fact" else {"key"}  # type: ignore[attr-defined]
+    def _placeholders(cls, template: str, info: ValidationInfo) -> str:
+        required = {"key", "value"} if info.field_name == "fact" else {"key"}
         try:
-            found = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+            placeholders = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
         except ValueError as error:
             raise ValueError(f"{template!r} is no template: {error}") from None
-        if found != wanted:
-            names = " and ".join(f"{{{name}}}" for name in sorted(wanted))
+        if placeholders != required:
+            names = " and ".join(f"{{{name}}}" for name in sorted(required))
             raise ValueError(f"{template!r} must have {names} and no other placeholder")
         return template
 
@@ -117,8 +133,12 @@ class NiahConfig(_Section):
         "essays and among other needles.",
     )
     samples: int = Field(100, ge=1, description="Samples per task and length.")
-    lengths: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
-        None, min_length=1, description="Context factors, rising; null: evaluation.lengths."
+    context_factors: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None,
+        min_length=1,
+        validation_alias=AliasChoices("context_factors", "lengths"),
+        serialization_alias="lengths",
+        description="Context factors, rising; null: evaluation.context_factors.",
     )
     new_tokens: int = Field(128, ge=1, description="Tokens left for the answer; a sample and these fill the length.")
     depths: int = Field(11, ge=2, description="Depths of niah_depth and lost_in_the_middle, from 0 to 1.")
@@ -128,10 +148,10 @@ class NiahConfig(_Section):
         "essays from the Hub's cache (baber/paul_graham_essays).",
     )
 
-    @field_validator("lengths")
+    @field_validator("context_factors")
     @classmethod
-    def _rising(cls, lengths: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        return lengths and rising(lengths)
+    def _fit(cls, factors: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return None if factors is None else rising(not_tokens(factors))
 
 
 class LongBenchConfig(_Section):
@@ -146,8 +166,13 @@ class LongBenchConfig(_Section):
         None,
         ge=1,
         description="Context factor: longer prompts lose their middle, as in LongBench; null: the longest of "
-        "evaluation.lengths.",
+        "evaluation.context_factors.",
     )
+
+    @field_validator("factor")
+    @classmethod
+    def _fit(cls, factor: int | None) -> int | None:
+        return None if factor is None else not_tokens((factor,))[0]
 
 
 class HarnessTask(_Section):
@@ -185,8 +210,12 @@ class EvaluationConfig(_Section):
     variants: tuple[Variant, ...] = Field(
         ("rope", "pi", "ntk", "yarn", "drope"), min_length=1, description="Model variants to score."
     )
-    lengths: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (1, 2, 4, 8), min_length=1, description="Context factors: evaluated length / training length, rising."
+    context_factors: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 2, 4, 8),
+        min_length=1,
+        validation_alias=AliasChoices("context_factors", "lengths"),
+        serialization_alias="lengths",
+        description="Evaluated lengths as multiples of the training length, rising.",
     )
     batch_tokens: int = Field(
         16_384, ge=1, description="Tokens per forward pass; a longer row goes alone. On a CPU about 2048 is fastest."
@@ -213,10 +242,10 @@ class EvaluationConfig(_Section):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number format of weights and activations.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the recall samples and of the harness's example order.")
 
-    @field_validator("lengths")
+    @field_validator("context_factors")
     @classmethod
-    def _rising(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
-        return rising(lengths)
+    def _fit(cls, factors: tuple[int, ...]) -> tuple[int, ...]:
+        return rising(not_tokens(factors))
 
     @model_validator(mode="after")
     def _unique(self) -> "EvaluationConfig":
@@ -243,26 +272,37 @@ class EvaluationConfig(_Section):
         return self.model_copy(update=kept)
 
     @property
-    def niah_lengths(self) -> tuple[int, ...]:
+    def niah_factors(self) -> tuple[int, ...]:
         """Context factors of the needle tasks; none where there are no such tasks."""
-        return () if self.niah is None else self.niah.lengths or self.lengths
+        return () if self.niah is None else self.niah.context_factors or self.context_factors
 
     @property
     def longbench_factor(self) -> int:
         """Context factor that LongBench's prompts are cut to."""
-        return (self.longbench and self.longbench.factor) or self.lengths[-1]
+        given = self.longbench.factor if self.longbench else None
+        return given or self.context_factors[-1]
 
     @property
     def longest(self) -> int:
         """The largest context factor that anything is scored at."""
-        return max(self.lengths[-1], *self.niah_lengths, self.longbench_factor if self.longbench else 1)
+        return max(self.context_factors[-1], *self.niah_factors, self.longbench_factor if self.longbench else 1)
 
 
-def rising(lengths: tuple[int, ...]) -> tuple[int, ...]:
+def not_tokens(factors: tuple[int, ...]) -> tuple[int, ...]:
+    """Raises: ValueError for a context factor that must be meant as a length in tokens."""
+    if max(factors) > MOST_FACTOR:
+        raise ValueError(
+            f"these are multiples of the training context, {MOST_FACTOR} at most, not tokens; for 4096 tokens of a "
+            "context of 2048 write 2"
+        )
+    return factors
+
+
+def rising(factors: tuple[int, ...]) -> tuple[int, ...]:
     """Raises: ValueError unless each is larger than the one before."""
-    if any(left >= right for left, right in pairwise(lengths)):
-        raise ValueError(f"{list(lengths)} must rise, without repeats")
-    return lengths
+    if any(left >= right for left, right in pairwise(factors)):
+        raise ValueError(f"{list(factors)} must rise, without repeats")
+    return factors
 
 
 def nearest(name: str, known: tuple[str, ...]) -> str:

@@ -6,7 +6,6 @@ scaled_dot_product_attention that forms no scores (flash or memory-efficient). N
 keep for themselves, one or two GiB, and lm-eval's logits of a batch of items, whose lengths only the items tell.
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,11 @@ from eval.tasks.forward import LOGIT_ELEMENTS
 from eval.units import Family, rows_of
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 GIB = 1 << 30
 _VALUE = {"float32": 4, "bfloat16": 2}
 _FP32 = 4
-_GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Of this process's control group, versions 2 and 1, as a container sees them."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ def activation_bytes(sizes: Sizes, tokens: int, value: int) -> int:
 
 def ways_out(memory: EvaluationMemory, config: EvaluationConfig) -> str:
     """The settings of which a smaller value makes an evaluation take less."""
-    ways = ["smaller niah.lengths or longbench.factor" if memory.kv_cache else "smaller lengths"]
+    ways = ["smaller niah.context_factors or longbench.factor" if memory.kv_cache else "smaller context_factors"]
     if memory.tokens < config.batch_tokens:
         ways.append("a smaller batch_tokens")
     if config.dtype == "float32":
@@ -159,14 +156,3 @@ def require_memory(folder: Path, memory: EvaluationMemory, config: EvaluationCon
             f"{folder}: evaluating takes an estimated {memory}; there are {available / GIB:.1f} GiB; take "
             f"{ways_out(memory, config)}"
         )
-
-
-def device_bytes(device: "torch.device") -> int:
-    """All memory of a GPU; for a CPU the machine's, or what its control group may take of it."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limits = [path.read_text().strip() for path in _GROUP_LIMITS if path.is_file()]
-    return min([machine, *(int(limit) for limit in limits if limit.isdecimal())])

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.config import Variant
+from eval.digests import digest_files
 from eval.errors import EvaluationError
-from eval.files import digest_files
 from model_surgery.rotation import rotating_layers
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 ROPE_TYPES = ("llama", "qwen2", "qwen3", "llama_drope", "qwen2_drope")
@@ -135,33 +134,6 @@ def model_digest(folder: Path) -> str:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files, or torch's own where there are none, as transformers has it; it runs no code in those."""
     return list(folder.glob("*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
-
-
-def pick_device(wanted: str) -> "torch.device":
-    """The device for auto | cpu | cuda: the only place that asks what this machine has.
-
-    Raises: EvaluationError where cuda is asked for and absent.
-    """
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if wanted == "cpu" or (wanted == "auto" and accelerator is None):
-        return torch.device("cpu")
-    if wanted == "cuda" and (accelerator is None or accelerator.type != "cuda"):
-        raise EvaluationError("device = cuda: no CUDA device is visible here; use auto or cpu")
-    return accelerator
-
-
-def free_bytes(device: "torch.device") -> int:
-    """Memory that may be filled with keys and values: three fifths of a GPU's free memory, a quarter of a machine's."""
-    import psutil
-    import torch
-
-    if device.type == "cuda":
-        # What torch keeps of memory that it has freed is free to the next that asks it.
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return (torch.cuda.mem_get_info(device)[0] + kept) * 3 // 5
-    return psutil.virtual_memory().available // 4
 
 
 def _one_line(error: BaseException) -> str:

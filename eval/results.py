@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from eval.config import EvaluationConfig, Variant
-from eval.errors import EvaluationError
-from eval.files import write_atomic
+from eval.errors import RUN_AGAIN, EvaluationError
+from foundation.files import write_text
 
 SCHEMA_VERSION = 3
 RESULTS = "results.json"
@@ -88,8 +88,8 @@ class Results(_Record):
 
     def save(self, folder: Path) -> None:
         """Write results.csv, then results.json, each atomically: where results.json is, the results are whole."""
-        write_atomic(folder / TABLE, self.table())
-        write_atomic(folder / RESULTS, self.model_dump_json(indent=1) + "\n")
+        write_text(folder / TABLE, self.table(), RUN_AGAIN)
+        write_text(folder / RESULTS, self.model_dump_json(indent=1) + "\n", RUN_AGAIN)
 
     def table(self) -> str:
         """The scores as CSV, one line each, with a header."""

@@ -8,17 +8,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 from eval.answers.journal import Record
-from eval.bench import Bench
-from eval.checks import Prepared, check, niah_inputs, prepare
 from eval.config import EvaluationConfig
-from eval.errors import EvaluationError
-from eval.files import disk_errors, write_atomic
-from eval.memory import Sizes, device_bytes, evaluation_memory, require_memory
+from eval.device import device_bytes
+from eval.errors import RUN_AGAIN, EvaluationError
+from eval.inputs import Inputs, check, read_inputs
+from eval.memory import Sizes, evaluation_memory, require_memory
 from eval.models import Models, read_config, role_of
 from eval.results import RESULTS, TABLE, Results
+from eval.scorer import UnitScorer
+from eval.tasks.data import niah_inputs
 from eval.tasks.niah.files import NIAH, NIAH_ENDINGS
 from eval.tasks.recall_samples import load_words
 from eval.units import UNITS, Unit, UnitResult, curves_of, keep, kept, plan_units, scores_of, unit_digest, values_of
+from foundation.files import explained_writes, write_text
 
 __all__ = ["Models", "check", "check_merge", "run", "run_task"]
 
@@ -34,17 +36,17 @@ def run(config: EvaluationConfig, *, models: Models, out_dir: Path) -> Results:
     Each finished unit is kept in out_dir/units; an evaluation that was killed goes on after the last of them. The
     results appear last and whole.
 
-    Raises: EvaluationError before anything is written for input that cannot be evaluated; later for a full disk.
+    Raises: EvaluationError before anything is written for input that cannot be evaluated. DiskError for a full disk.
     """
-    prepared = prepare(config, models)
-    config = prepared.config
+    inputs = read_inputs(config, models)
+    config = inputs.config
     units = plan_units(config)
-    _require_memory(units, config, models, prepared, out_dir)
-    with disk_errors(out_dir):
+    _require_memory(units, config, models, inputs, out_dir)
+    with explained_writes(out_dir, RUN_AGAIN):
         for stale in (RESULTS, TABLE):
             (out_dir / stale).unlink(missing_ok=True)
-    found = _score(units, config, models, prepared, out_dir)
-    results = _merge(config, models, prepared, found)
+    by_unit = _score(units, config, models, inputs, out_dir)
+    results = _merge(config, models, inputs, by_unit)
     _remove_others(out_dir, units)
     results.save(out_dir)
     log.info("evaluated %d units in %.1f s: %s", len(units), results.seconds, out_dir / RESULTS)
@@ -59,11 +61,11 @@ def run_task(config: EvaluationConfig, *, models: Models, out_dir: Path, task: i
 
     Raises: EvaluationError as `run`.
     """
-    prepared = prepare(config, models)
-    units = share_of(plan_units(prepared.config), task, of)
+    inputs = read_inputs(config, models)
+    units = share_of(plan_units(inputs.config), task, of)
     if units:
-        _require_memory(units, prepared.config, models, prepared, out_dir)
-        _score(units, prepared.config, models, prepared, out_dir)
+        _require_memory(units, inputs.config, models, inputs, out_dir)
+        _score(units, inputs.config, models, inputs, out_dir)
     return len(units)
 
 
@@ -72,18 +74,18 @@ def undone_tasks(config: EvaluationConfig, *, models: Models, out_dir: Path, of:
 
     Raises: EvaluationError as `run`.
     """
-    prepared = prepare(config, models)
-    units = plan_units(prepared.config)
-    left = {unit for unit in units if _kept(unit, prepared.config, prepared, out_dir) is None}
+    inputs = read_inputs(config, models)
+    units = plan_units(inputs.config)
+    left = {unit for unit in units if _kept(unit, inputs.config, inputs, out_dir) is None}
     return [task for task in range(of) if left & set(share_of(units, task, of))]
 
 
 def check_merge(config: EvaluationConfig, *, models: Models, out_dir: Path) -> None:
     """Raises: EvaluationError if the tasks have left units unscored."""
-    prepared = prepare(config, models)
-    config = prepared.config
+    inputs = read_inputs(config, models)
+    config = inputs.config
     units = plan_units(config)
-    missing = [unit for unit in units if _kept(unit, config, prepared, out_dir) is None]
+    missing = [unit for unit in units if _kept(unit, config, inputs, out_dir) is None]
     if missing:
         raise EvaluationError(
             f"{out_dir}: {len(missing)} of {len(units)} units are not scored, the first {missing[0].name}; run their "
@@ -96,56 +98,54 @@ def share_of(units: list[Unit], task: int, of: int) -> list[Unit]:
     return units[len(units) * task // of : len(units) * (task + 1) // of]
 
 
-def _require_memory(
-    units: list[Unit], config: EvaluationConfig, models: Models, prepared: Prepared, out_dir: Path
-) -> None:
+def _require_memory(units: list[Unit], config: EvaluationConfig, models: Models, inputs: Inputs, out_dir: Path) -> None:
     """Raises: EvaluationError if a unit is left to score that this machine cannot hold; merging needs no memory."""
-    left = {(unit.family, unit.factor) for unit in units if _kept(unit, config, prepared, out_dir) is None}
+    left = {(unit.family, unit.factor) for unit in units if _kept(unit, config, inputs, out_dir) is None}
     if left:
-        needed = evaluation_memory(Sizes.of(read_config(models.source)), config, prepared.context, left)
-        require_memory(models.source, needed, config, device_bytes(prepared.device))
+        needed = evaluation_memory(Sizes.of(read_config(models.source)), config, inputs.context, left)
+        require_memory(models.source, needed, config, device_bytes(inputs.device))
 
 
 def _score(
-    units: list[Unit], config: EvaluationConfig, models: Models, prepared: Prepared, out_dir: Path
+    units: list[Unit], config: EvaluationConfig, models: Models, inputs: Inputs, out_dir: Path
 ) -> dict[Unit, UnitResult]:
     """The units' results, kept or computed now."""
     from tqdm import tqdm
 
-    with disk_errors(out_dir):
+    with explained_writes(out_dir, RUN_AGAIN):
         (out_dir / UNITS).mkdir(parents=True, exist_ok=True)
-    log.info("evaluating %d units of %d variants on %s", len(units), len(config.variants), prepared.device)
-    bench, found = Bench(config, models, prepared, out_dir), {}
+    log.info("evaluating %d units of %d variants on %s", len(units), len(config.variants), inputs.device)
+    scorer, results = UnitScorer(config, models, inputs, out_dir), {}
     with tqdm(total=len(units), unit="unit", desc="evaluate", disable=None) as bar:
         for unit in units:
             bar.set_postfix_str(f"{unit.variant} {unit.factor}x {unit.task}")
-            found[unit] = _kept_or_scored(unit, config, prepared, bench, out_dir)
+            results[unit] = _kept_or_scored(unit, config, inputs, scorer, out_dir)
             bar.update()
-    return found
+    return results
 
 
 def _kept_or_scored(
-    unit: Unit, config: EvaluationConfig, prepared: Prepared, bench: Bench, out_dir: Path
+    unit: Unit, config: EvaluationConfig, inputs: Inputs, scorer: UnitScorer, out_dir: Path
 ) -> UnitResult:
     """The unit's result, kept or computed now; its samples are written before the file that vouches for them."""
-    result = _kept(unit, config, prepared, out_dir)
+    result = _kept(unit, config, inputs, out_dir)
     if result is None:
-        result, records = bench.score(unit, unit_digest(unit, config, _lineage(unit, prepared)))
+        result, records = scorer.score(unit, unit_digest(unit, config, _lineage(unit, inputs)))
         if records:
-            write_atomic(_samples_file(out_dir, unit), _lines(records))
+            write_text(_samples_file(out_dir, unit), _lines(records), RUN_AGAIN)
         keep(out_dir, unit, result)
         (out_dir / UNITS / f"{unit.name}.answers").unlink(missing_ok=True)
     return result
 
 
-def _kept(unit: Unit, config: EvaluationConfig, prepared: Prepared, out_dir: Path) -> UnitResult | None:
+def _kept(unit: Unit, config: EvaluationConfig, inputs: Inputs, out_dir: Path) -> UnitResult | None:
     """The unit's kept result, with its samples where it has some."""
     if unit.family in _WITH_SAMPLES and not _samples_file(out_dir, unit).is_file():
         return None
-    return kept(out_dir, unit, unit_digest(unit, config, _lineage(unit, prepared)))
+    return kept(out_dir, unit, unit_digest(unit, config, _lineage(unit, inputs)))
 
 
-def _lineage(unit: Unit, prepared: Prepared) -> dict[str, str]:
+def _lineage(unit: Unit, inputs: Inputs) -> dict[str, str]:
     """Digests of the inputs that the unit reads."""
     roles = {role_of(unit.variant), "source", "tokenizer"}
     if unit.family in ("harness", "longbench"):
@@ -154,7 +154,7 @@ def _lineage(unit: Unit, prepared: Prepared) -> dict[str, str]:
         roles |= niah_inputs(unit.task)
     else:
         roles |= {"validation", "words"} if unit.family == "recall" else {"validation"}
-    return {role: prepared.digests[role] for role in sorted(roles)}
+    return {role: inputs.digests[role] for role in sorted(roles)}
 
 
 def _samples_file(out_dir: Path, unit: Unit) -> Path:
@@ -165,25 +165,25 @@ def _lines(records: Sequence[Record]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def _merge(config: EvaluationConfig, models: Models, prepared: Prepared, found: dict[Unit, UnitResult]) -> Results:
+def _merge(config: EvaluationConfig, models: Models, inputs: Inputs, by_unit: dict[Unit, UnitResult]) -> Results:
     chance = {} if config.recall is None else {"recall": 1 / len(load_words(config.recall)[1])}
     return Results(
         source=str(models.source),
-        training_length=prepared.context,
-        models={role: prepared.digests[role] for role in ("source", "drope", "control") if role in prepared.digests},
-        tokenizer_digest=prepared.digests["tokenizer"],
+        training_length=inputs.context,
+        models={role: inputs.digests[role] for role in ("source", "drope", "control") if role in inputs.digests},
+        tokenizer_digest=inputs.digests["tokenizer"],
         config=config,
-        left_out=prepared.left_out,
-        scores=tuple(scores_of(config, found)),
-        values=tuple(values_of(config, found)),
-        curves=tuple(curves_of(config, found)),
+        left_out=inputs.left_out,
+        scores=tuple(scores_of(config, by_unit)),
+        values=tuple(values_of(config, by_unit)),
+        curves=tuple(curves_of(config, by_unit)),
         chance=chance,
-        environment=_environment(config, prepared),
-        seconds=round(sum(result.seconds for result in found.values()), 3),
+        environment=_environment(config, inputs),
+        seconds=round(sum(result.seconds for result in by_unit.values()), 3),
     )
 
 
-def _environment(config: EvaluationConfig, prepared: Prepared) -> dict[str, str]:
+def _environment(config: EvaluationConfig, inputs: Inputs) -> dict[str, str]:
     import torch
 
     packages = ["torch", "transformers", "megatron-core", *(["lm-eval"] if config.harness or config.longbench else [])]
@@ -191,18 +191,15 @@ def _environment(config: EvaluationConfig, prepared: Prepared) -> dict[str, str]
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
         "hostname": platform.node(),
-        "device": str(prepared.device),
+        "device": str(inputs.device),
         "threads": str(torch.get_num_threads()),
     }
 
 
 def _remove_others(out_dir: Path, units: list[Unit]) -> None:
     """Remove units and samples of an earlier configuration, so that the folder holds this evaluation and no other."""
-    wanted = {_samples_file(out_dir, unit) for unit in units} | {
-        out_dir / UNITS / f"{unit.name}.json" for unit in units
-    }
-    wanted |= {out_dir / NIAH / f"{unit.task}-{unit.factor}x{end}" for unit in units for end in NIAH_ENDINGS}
-    made = [*out_dir.glob("samples-*.jsonl"), *(out_dir / UNITS).iterdir(), *(out_dir / NIAH).glob("*x.*")]
-    for path in made:
-        if path not in wanted:
+    own = {_samples_file(out_dir, unit) for unit in units} | {out_dir / UNITS / f"{unit.name}.json" for unit in units}
+    own |= {out_dir / NIAH / f"{unit.task}-{unit.factor}x{end}" for unit in units for end in NIAH_ENDINGS}
+    for path in (*out_dir.glob("samples-*.jsonl"), *(out_dir / UNITS).iterdir(), *(out_dir / NIAH).glob("*x.*")):
+        if path not in own:
             path.unlink()

@@ -1,4 +1,4 @@
-"""Differences between two variants on the same samples."""
+"""The mean of a score, and differences between two variants on the same samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,13 @@ import numpy as np
 DRAWS = 10_000
 _BLOCK = 500
 """Draws that are held at once."""
+
+
+def mean_and_error(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
+    """Mean of [n] values and its standard error, sample deviation / sqrt(n); None where n = 1."""
+    values = np.asarray(values, dtype=float)
+    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    return float(values.mean()), error
 
 
 @dataclass(frozen=True)

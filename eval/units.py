@@ -10,9 +10,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eval.config import EvaluationConfig, HarnessTask, Variant
-from eval.files import digest_text, write_atomic
+from eval.digests import digest_text
+from eval.errors import RUN_AGAIN
 from eval.results import SCHEMA_VERSION, Curve, SampleValues, Score
-from eval.variants.variants import canonical, depends_on_factor
+from eval.variants.rope_scaling import canonical, depends_on_factor
+from foundation.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +70,11 @@ def plan_units(config: EvaluationConfig) -> list[Unit]:
 
 def rows_of(config: EvaluationConfig) -> Iterator[tuple[Family, str, tuple[int, ...]]]:
     """Family, name and context factors of every task."""
-    yield "loss", "loss", config.lengths
+    yield "loss", "loss", config.context_factors
     if config.recall is not None:
-        yield "recall", "recall", config.lengths
+        yield "recall", "recall", config.context_factors
     for name in config.niah.tasks if config.niah else ():
-        yield "niah", name, config.niah_lengths
+        yield "niah", name, config.niah_factors
     for name in config.longbench.tasks if config.longbench else ():
         yield "longbench", name, (config.longbench_factor,)
     for task in config.harness:
@@ -109,7 +111,7 @@ def task_settings(unit: Unit, config: EvaluationConfig) -> dict[str, Any]:
     if unit.family == "harness":
         return harness_task(config, unit.task).model_dump(mode="json", exclude={"path"})
     section = getattr(config, unit.family)
-    return section.model_dump(mode="json", exclude={"tasks", "lengths", "essays", "folder", "factor"})
+    return section.model_dump(mode="json", exclude={"tasks", "context_factors", "essays", "folder", "factor"})
 
 
 def harness_task(config: EvaluationConfig, name: str) -> HarnessTask:
@@ -118,8 +120,11 @@ def harness_task(config: EvaluationConfig, name: str) -> HarnessTask:
 
 
 def keep(out_dir: Path, unit: Unit, result: UnitResult) -> None:
-    """Write a computed unit, atomically."""
-    write_atomic(out_dir / UNITS / f"{unit.name}.json", result.model_dump_json(indent=1) + "\n")
+    """Writes a computed unit, atomically.
+
+    Raises: DiskError for a full disk.
+    """
+    write_text(out_dir / UNITS / f"{unit.name}.json", result.model_dump_json(indent=1) + "\n", RUN_AGAIN)
 
 
 def kept(out_dir: Path, unit: Unit, digest: str) -> UnitResult | None:
@@ -159,5 +164,7 @@ def curves_of(config: EvaluationConfig, results: dict[Unit, UnitResult]) -> list
     return [
         curve.model_copy(update={"variant": variant})
         for variant, unit in cells_of(config, config.variants)
-        if unit.family == "loss" and unit.factor == config.lengths[-1] and (curve := results[unit].curve) is not None
+        if unit.family == "loss"
+        and unit.factor == config.context_factors[-1]
+        and (curve := results[unit].curve) is not None
     ]

@@ -80,9 +80,12 @@ def explained_writes(path: Path, way_out: str = DEFAULT_WAY_OUT, *, written: int
         raise DiskError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
 
 
-def write_text(path: Path, text: str, *, make_folder: bool = True) -> None:
-    """Writes a text file atomically, as UTF-8 with the newlines of `text`; `make_folder` as in `atomic_path`."""
-    with atomic_path(path, make_folder=make_folder) as temporary:
+def write_text(path: Path, text: str, way_out: str = DEFAULT_WAY_OUT, *, make_folder: bool = True) -> None:
+    """Writes a text file atomically, as UTF-8 with the newlines of `text`; `make_folder` as in `atomic_path`.
+
+    Raises: DiskError if the disk is full or the folder cannot be written.
+    """
+    with atomic_path(path, way_out, make_folder=make_folder) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
@@ -112,12 +115,12 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def append_line(path: Path, line: str) -> None:
+def append_line(path: Path, line: str, way_out: str = DEFAULT_WAY_OUT) -> None:
     """Adds a line to a file; it is on the disk when this returns.
 
     Raises: DiskError if the disk is full or the folder cannot be written.
     """
-    with explained_writes(path), path.open("a", encoding="utf-8") as stream:
+    with explained_writes(path, way_out), path.open("a", encoding="utf-8") as stream:
         stream.write(f"{line}\n")
         stream.flush()
         os.fsync(stream.fileno())

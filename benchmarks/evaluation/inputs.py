@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from eval.config import NiahConfig
-from eval.files import digest_text
+from eval.digests import digest_text
 from eval.models import load_tokenizer, tokenizer_digest
 from eval.tasks.niah.files import load_or_draw
 from eval.tasks.niah.tasks import TASKS
@@ -51,10 +51,10 @@ def make(model: str, arguments: argparse.Namespace, folder: Path) -> Inputs:
     length = arguments.factor * context
     validation = write_shard(tokenizer, arguments.data / "text/tinystories-validation.jsonl", folder / "text", length)
     essays_file = arguments.data / "text/wikitext2-test.txt"
-    niah = {"samples": arguments.samples, "essays": str(essays_file), "lengths": [arguments.factor]}
+    niah = {"samples": arguments.samples, "essays": str(essays_file), "context_factors": [arguments.factor]}
     config = {
         "variants": ["rope"],
-        "lengths": [1],
+        "context_factors": [1],
         "loss": {"tokens": context},
         "niah": niah,
         "device": "cpu",

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eval.models import free_bytes, head_dim_of
-from eval.variants.variants import forget_lengths
+from eval.device import free_bytes
+from eval.models import head_dim_of
+from eval.variants.loading import forget_lengths
 
 if TYPE_CHECKING:
     import torch

@@ -1,11 +1,11 @@
 """Answers kept one by one as they come, so that a killed evaluation goes on after the last of them."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from eval.files import disk_errors
+from eval.errors import RUN_AGAIN
+from foundation.files import append_line, explained_writes, write_text
 
 Record = dict[str, Any]
 
@@ -23,31 +23,23 @@ class Journal:
     def add(self, records: list[Record]) -> None:
         """Appends records, each with an index, and waits until they are on disk.
 
-        Raises: EvaluationError where the disk is full.
+        Raises: DiskError where the disk is full.
         """
-        lines = [json.dumps({"digest": self._digest, **record}, ensure_ascii=False) + "\n" for record in records]
-        with disk_errors(self._path):
+        with explained_writes(self._path, RUN_AGAIN):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write("".join(lines))
-                stream.flush()
-                os.fsync(stream.fileno())
+            append_line(self._path, "\n".join(map(self._line, records)), RUN_AGAIN)
         self.records |= {record["index"]: record for record in records}
 
-    def close(self) -> None:
-        """Removes the file: the unit is kept as a whole from here on."""
-        self._path.unlink(missing_ok=True)
+    def _line(self, record: Record) -> str:
+        return json.dumps({"digest": self._digest, **record}, ensure_ascii=False)
 
     def _read(self) -> None:
         """What is readable and of this unit; a last line that was cut off is taken away, so that others may follow."""
-        kept = []
-        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in self._path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 record = json.loads(line)
             except ValueError:
                 continue  # cut off in the middle of a write
             if isinstance(record, dict) and record.pop("digest", None) == self._digest:
-                kept.append(record)
-        self._path.unlink()
-        if kept:
-            self.add(kept)
+                self.records[record["index"]] = record
+        write_text(self._path, "".join(f"{self._line(record)}\n" for record in self.records.values()), RUN_AGAIN)

@@ -11,7 +11,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from eval.errors import EvaluationError
-from eval.files import write_atomic
 from eval.probes.theory import (
     BIASES,
     EPSILONS,
@@ -24,6 +23,7 @@ from eval.probes.theory import (
     probe,
     slope,
 )
+from foundation.files import write_text
 
 Sequence = Literal["constant", "text"]
 
@@ -75,8 +75,8 @@ class ProbeResults(_Record):
 
     def save(self, folder: Path) -> None:
         """Writes probes.csv (one line per layer and sequence) and probes.json."""
-        write_atomic(folder / "probes.csv", self.table())
-        write_atomic(folder / "probes.json", self.model_dump_json(indent=1) + "\n")
+        write_text(folder / "probes.csv", self.table())
+        write_text(folder / "probes.json", self.model_dump_json(indent=1) + "\n")
 
     def table(self) -> str:
         """The layers as CSV."""

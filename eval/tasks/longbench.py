@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from eval.answers.answers import Question
+from eval.answers.scoring import Question
 from eval.config import LongBenchConfig, LongBenchTask
 from eval.errors import EvaluationError
 from eval.tasks.lm_tasks import documents, load_task

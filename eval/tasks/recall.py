@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eval.statistics import mean_and_error
 from eval.tasks.forward import greedy_tokens
-from eval.tasks.length_sweep import mean_and_error
 from eval.tasks.recall_samples import RecallSamples
 
 if TYPE_CHECKING:

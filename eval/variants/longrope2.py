@@ -99,10 +99,10 @@ def search(
     return Found(best.factors, best.critical, judged[best])
 
 
-def read_factors(config: LongRopeConfig, lengths: Sequence[int], pairs: int) -> dict[int, tuple[float, ...]]:
+def read_factors(config: LongRopeConfig, context_factors: Sequence[int], pairs: int) -> dict[int, tuple[float, ...]]:
     """The given factors by context factor; none where they are to be searched.
 
-    Raises: EvaluationError where the file is missing, of another format, or lacks one of `lengths` above 1.
+    Raises: EvaluationError where the file is missing, of another format, or lacks one of `context_factors` above 1.
     """
     if config.factors is None:
         return {}
@@ -113,12 +113,12 @@ def read_factors(config: LongRopeConfig, lengths: Sequence[int], pairs: int) -> 
         raise EvaluationError(f"longrope2.factors: {path} does not exist; give a JSON file or null") from None
     except (OSError, ValueError) as error:
         raise EvaluationError(f"longrope2.factors: {path}: not JSON: {error}; it {form}") from None
-    found = {}
-    for length in (length for length in lengths if length > 1):
-        values = listed.get(str(length)) if isinstance(listed, dict) else None
+    given = {}
+    for s in (s for s in context_factors if s > 1):
+        values = listed.get(str(s)) if isinstance(listed, dict) else None
         if not isinstance(values, list) or not all(isinstance(one, int | float) and 1 <= one < 1e6 for one in values):
-            raise EvaluationError(f"longrope2.factors: {path}: nothing fit for {length}x; it {form}")
+            raise EvaluationError(f"longrope2.factors: {path}: nothing fit for {s}x; it {form}")
         if len(values) != pairs:
-            raise EvaluationError(f"longrope2.factors: {path}: {length}x has {len(values)} factors; give {pairs}")
-        found[length] = tuple(float(one) for one in values)
-    return found
+            raise EvaluationError(f"longrope2.factors: {path}: {s}x has {len(values)} factors; give {pairs}")
+        given[s] = tuple(float(one) for one in values)
+    return given

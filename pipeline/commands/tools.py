@@ -73,7 +73,7 @@ def tune_scale(
 ) -> None:
     """Find the softmax scale beta that the exported model wants beyond its context. Needs stages data and export.
 
-    At every length of evaluation.lengths above 1x the beta of least loss is searched, a factor of the attention
+    At every length of evaluation.context_factors above 1x the beta of least loss is searched, a factor of the attention
     logits, and c of beta = 1 + c ln s is fitted to them, s being length over training length. The loss is that of
     needle answers of another seed where the recipe has evaluation.recall, else of held-out text after what the
     evaluation scores. The summary ends with the recipe's lines that use it.

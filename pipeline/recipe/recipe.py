@@ -11,7 +11,7 @@ from eval.config import EvaluationConfig
 from model_surgery.config import ExportConfig, SurgeryConfig
 from pipeline.errors import RecipeError
 from pipeline.recipe.recalibration import RecalibrationConfig
-from pipeline.recipe.yaml_files import parse_yaml, read_yaml, validated
+from pipeline.recipe.yaml_files import other_names, parse_yaml, read_yaml, validated
 
 
 class _Section(BaseModel):
@@ -80,6 +80,8 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
 def apply_override(raw: dict[str, Any], override: str) -> None:
     """Sets one dotted path in the raw recipe; list items are addressed by number (data.sources.0.path=...).
 
+    A field may be given under an old name, whichever of its names the file has.
+
     Raises: RecipeError if the override has no '=', its value is not YAML, or its path runs through a plain value.
     """
     dotted, separator, text = override.partition("=")
@@ -99,7 +101,13 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         _list_item(target, last, override)
         target[int(last)] = value
     else:
+        for other in other_names(Recipe, _location(dotted)):  # the file may have the field under its old name
+            target.pop(other, None)
         target[last] = value
+
+
+def _location(dotted: str) -> tuple[int | str, ...]:
+    return tuple(int(part) if part.isdecimal() else part for part in dotted.split("."))
 
 
 def _list_item(items: list[Any], key: str, override: str) -> Any:
@@ -110,7 +118,11 @@ def _list_item(items: list[Any], key: str, override: str) -> Any:
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Writes the resolved recipe as YAML, atomically."""
-    from foundation.files import atomic_path
+    from foundation.files import write_text
 
-    with atomic_path(path) as temporary:
-        temporary.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    write_text(path, as_yaml(recipe))
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, every field under its present name."""
+    return yaml.safe_dump(recipe.model_dump(mode="json", by_alias=False), sort_keys=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
 
 from pipeline.errors import RecipeError
 
@@ -120,6 +120,23 @@ def nearest_word(problem: dict[str, Any]) -> str:
 
 def fields_of(root: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Names of the fields of the section at `location` below `root`; empty where there is no section."""
+    section = section_at(root, location)
+    return list(section.model_fields) if section else []
+
+
+def other_names(root: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
+    """The other names under which the field at `location` below `root` is read: its new one, or old ones."""
+    section = section_at(root, location[:-1])
+    for name, field in section.model_fields.items() if section else ():
+        choices = field.validation_alias.choices if isinstance(field.validation_alias, AliasChoices) else []
+        names = {name, *(choice for choice in choices if isinstance(choice, str))}
+        if location[-1] in names:
+            return names - {str(location[-1])}
+    return set()
+
+
+def section_at(root: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The model of the section at `location` below `root`; None where there is no section."""
     model: type[BaseModel] | None = root
     is_free = False  # whether the next part is a key of a mapping
     for part in location:
@@ -129,9 +146,9 @@ def fields_of(root: type[BaseModel], location: tuple[int | str, ...]) -> list[st
         field = model.model_fields.get(part)
         model = field and _section_type(field.annotation)
         if model is None:
-            return []
+            return None
         is_free = get_origin(field.annotation) is dict
-    return list(model.model_fields)
+    return model
 
 
 def _section_type(annotation: Any) -> type[BaseModel] | None:

@@ -9,7 +9,7 @@ from eval.results import RESULTS, Results
 from eval.units import cells_of
 from model_surgery.files import file_digest
 from pipeline.errors import RecipeError
-from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.recipe import Recipe, as_yaml
 from pipeline.runs.manifest import Manifest
 
 Metrics = list[dict[str, Any]]
@@ -72,20 +72,13 @@ def read_run(recipe: Recipe, run: Path, stage_names: StageNames) -> RunData:
     written = run / "recipe.yaml"
     return RunData(
         recipe=recipe,
-        recipe_text=written.read_text(encoding="utf-8") if written.is_file() else recipe_yaml(recipe),
+        recipe_text=written.read_text(encoding="utf-8") if written.is_file() else as_yaml(recipe),
         manifests=manifests,
         results=results,
         metrics={name: read_training(run / name, manifests[name]) for name in trainings},
         positions={name: found for name, found in positions.items() if found is not None},
         notices=tuple(notices),
     )
-
-
-def recipe_yaml(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, for a run whose folder does not hold it."""
-    import yaml
-
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
 def read_training(folder: Path, manifest: Manifest) -> Metrics:

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from eval.softmax_scale.scale_tuning import ScaleResults
+from eval.tuning.softmax_scale import ScaleResults
 from pipeline.report.plots import render, styled
 
 _LINE = "#d55e00"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from eval.config import Variant
 from eval.results import Results, Score
-from eval.variants.variants import canonical
+from eval.variants.rope_scaling import canonical
 from pipeline.report.measures import LONGBENCH, LOWER_IS_BETTER, NEEDLES, measure, ruler_tasks
 from pipeline.report.variants import LOOKS, in_order
 

@@ -65,7 +65,7 @@ class DataStage(ArrayStage):
 
     def run(self, recipe: Recipe, run_dir: Path, stage_dir: Path, machines: Machines) -> dict[str, Any]:
         from data_prep.lineage import lineage_summary
-        from eval.checks import check_held_out
+        from eval.held_out import check_held_out
         from pipeline.recipe.random_model import source_shape
 
         shape = source_shape(recipe)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.config import EvaluationConfig
-from eval.memory import EvaluationMemory, Sizes, device_bytes, evaluation_memory, ways_out
+from eval.device import device_bytes
+from eval.memory import EvaluationMemory, Sizes, evaluation_memory, ways_out
 from model_surgery.shape import ModelShape
 from pipeline.errors import RecipeError
 from pipeline.launch.devices import ASSUMED_MEMORY
@@ -143,8 +144,8 @@ def check_task_data(config: EvaluationConfig, tokenizer: Path, context: int) -> 
 
     Raises: EvaluationError.
     """
-    from eval.checks import check_needles, read_task_data
     from eval.models import load_tokenizer
+    from eval.tasks.data import check_needles, read_task_data
     from eval.tasks.recall_samples import load_words
 
     data = read_task_data(config)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from eval.held_out import open_prefixes, read_tokens
 from eval.probes.run import ProbeResults, Subject, run
-from eval.tokens import open_prefixes, read_tokens
 from foundation.files import write_text
 from pipeline.errors import RecipeError
 from pipeline.recipe.random_model import source_folder

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eval.models import read_config
-from eval.softmax_scale.head_scales import LEARNING_RATE, TrainedHeads, scaled_parts, train_heads
-from eval.softmax_scale.scale_tuning import ScaleResults, load_model, prepare_tuning, tune
+from eval.tuning.head_scales import LEARNING_RATE, TrainedHeads, scaled_parts, train_heads
+from eval.tuning.softmax_scale import ScaleResults, load_model, prepare_tuning, tune
 from foundation.files import write_text
 from model_surgery import export
 from model_surgery.softmax_scale import SoftmaxScale
@@ -52,13 +52,13 @@ def tune_scale(
 
     factors: for each a model with the fitted scale for that many times the context, model-Sx. per_head: also scales of
     single heads at the largest of these, or at the longest evaluated length: heads.json, model-heads-Sx. tokens,
-    samples: what a scale is judged by, see `eval.softmax_scale.scale_tuning.prepare_tuning`.
+    samples: what a scale is judged by, see `eval.tuning.softmax_scale.prepare_tuning`.
 
     Raises: RecipeError unless data and export are complete; EvaluationError before anything is written for what cannot
     be tuned, later for a factor at which 1 + c ln s is no scale; SurgeryError.
     """
     require(recipe, "data", "export")
-    models, longest = evaluated_models(recipe, recipe.folder), recipe.evaluation.lengths[-1]
+    models, longest = evaluated_models(recipe, recipe.folder), recipe.evaluation.context_factors[-1]
     aim = max(factors, default=longest)
     head_length = round(aim * context_of(models.source)) if per_head else None
     tuning = prepare_tuning(recipe.evaluation, models, tokens=tokens, samples=samples, head_length=head_length)

@@ -1,10 +1,11 @@
+import json
 import subprocess
 import sys
 
 import pytest
 from pydantic import ValidationError
 
-from eval.config import EvaluationConfig, HarnessTask, RecallConfig
+from eval.config import EvaluationConfig, HarnessTask, NiahConfig, RecallConfig
 
 RECALL = {"fact": "{key} {value} ", "question": "{key}", "keys": ("a", "b", "c"), "values": ("x", "y"), "needles": 1}
 
@@ -12,7 +13,47 @@ RECALL = {"fact": "{key} {value} ", "question": "{key}", "keys": ("a", "b", "c")
 def test_defaults_are_the_papers_comparison() -> None:
     config = EvaluationConfig()
     assert config.variants == ("rope", "pi", "ntk", "yarn", "drope")
-    assert config.lengths == (1, 2, 4, 8)
+    assert config.context_factors == (1, 2, 4, 8)
+
+
+def test_context_factors_are_read_under_their_old_name_too() -> None:
+    new = {"context_factors": [1, 4], "niah": {"context_factors": [2, 16]}}
+    old = {"lengths": [1, 4], "niah": {"lengths": [2, 16]}}
+    assert EvaluationConfig.model_validate(old) == EvaluationConfig.model_validate(new)
+    assert EvaluationConfig.model_validate(new).niah_factors == (2, 16)
+    for section in (EvaluationConfig, NiahConfig):
+        with pytest.raises(ValidationError, match="lengths is the old name of context_factors; give one of the two"):
+            section.model_validate({"lengths": [1], "context_factors": [1]})
+
+
+def test_what_runs_record_keeps_the_old_name() -> None:
+    """Manifests and results of finished runs are compared with it."""
+    config = EvaluationConfig(context_factors=(1, 4), niah={"context_factors": (2,)}, longbench={"factor": 8})
+    for recorded in (config.model_dump(mode="json"), json.loads(config.model_dump_json())):
+        assert recorded["lengths"] == [1, 4] and "context_factors" not in recorded
+        assert recorded["niah"]["lengths"] == [2] and "context_factors" not in recorded["niah"]
+        assert recorded["longbench"]["factor"] == 8
+        assert EvaluationConfig.model_validate(recorded) == config
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"context_factors": [2048, 4096]},
+        {"lengths": [65]},
+        {"niah": {"context_factors": [1, 65]}},
+        {"longbench": {"factor": 65}},
+    ],
+)
+def test_a_length_in_tokens_is_no_context_factor(section: dict) -> None:
+    said = "these are multiples of the training context, 64 at most, not tokens; for 4096 tokens of a context of 2048"
+    with pytest.raises(ValidationError, match=f"{said} write 2 "):
+        EvaluationConfig.model_validate(section)
+
+
+def test_the_largest_context_factor() -> None:
+    largest = {"context_factors": [1, 64], "niah": {"context_factors": [64]}, "longbench": {"factor": 64}}
+    assert EvaluationConfig.model_validate(largest).longest == 64
 
 
 def test_round_trip_through_json_keeps_everything() -> None:
@@ -27,9 +68,9 @@ def test_keys_may_be_a_file() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"lengths": (2, 1)}, "must rise"),
-        ({"lengths": (0,)}, "greater than or equal to 1"),
-        ({"lengths": ()}, "at least 1 item"),
+        ({"context_factors": (2, 1)}, "must rise"),
+        ({"context_factors": (0,)}, "greater than or equal to 1"),
+        ({"context_factors": ()}, "at least 1 item"),
         ({"variants": ("rope", "rope")}, "rope twice"),
         ({"variants": ("alibi",)}, "'rope', 'pi', 'ntk', 'dynamic_ntk', 'yarn'"),
         ({"unknown": 1}, "Extra inputs"),

@@ -13,8 +13,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval.config import EvaluationConfig, LossConfig
+from eval.device import device_bytes
 from eval.errors import EvaluationError
-from eval.memory import Sizes, activation_bytes, device_bytes, evaluation_memory, kv_cache_bytes, require_memory
+from eval.memory import Sizes, activation_bytes, evaluation_memory, kv_cache_bytes, require_memory
 from eval.models import Models
 from eval.run import check, run, run_task
 from eval.units import plan_units
@@ -23,7 +24,7 @@ from tests.eval.memory_worker import BATCH_TOKENS
 REPOSITORY = Path(__file__).resolve().parents[2]
 LLAMA = Sizes(layers=32, hidden=4096, ffn=11008, heads=32, kv_heads=32, head_dim=128, vocab=32000, tied=False)
 """Llama 2 7B."""
-CONFIG = EvaluationConfig(variants=("rope", "drope"), lengths=(1, 16), dtype="bfloat16")
+CONFIG = EvaluationConfig(variants=("rope", "drope"), context_factors=(1, 16), dtype="bfloat16")
 NIAH = {"tasks": ("niah_single_1",)}
 
 
@@ -45,10 +46,13 @@ def test_what_the_settings_change() -> None:
         return evaluation_memory(LLAMA, config, 4096)
 
     assert of(dtype="float32").total == 2 * of().total
-    assert of(lengths=(1,), batch_tokens=10_000).activations == 2 * of(lengths=(1,), batch_tokens=5000).activations
+    assert (
+        of(context_factors=(1,), batch_tokens=10_000).activations
+        == 2 * of(context_factors=(1,), batch_tokens=5000).activations
+    )
     assert of(niah=NIAH, variants=("dynamic_ntk",)).activations == of().activations  # must read a prompt whole
-    assert of(niah=NIAH | {"lengths": (1, 32)}).kv_cache == 2 * 34_359_738_368
-    assert of(longbench={"factor": 8}, lengths=(1,)).factor == 8
+    assert of(niah=NIAH | {"context_factors": (1, 32)}).kv_cache == 2 * 34_359_738_368
+    assert of(longbench={"factor": 8}, context_factors=(1,)).factor == 8
 
 
 def test_sizes_count_the_weights_of_the_model() -> None:
@@ -97,18 +101,25 @@ def test_estimates_are_near_what_a_process_holds(tmp_path: Path) -> None:
         assert wanted == pytest.approx(found[name], rel=0.2, abs=12e6), name
 
 
-def test_what_the_machine_cannot_hold_is_refused_before_any_work(models: Models, tmp_path: Path) -> None:
-    """2^24 times a context of 512 is more than any machine has."""
-    needles = {"tasks": ("niah_single_1",), "samples": 1, "lengths": (1, 2**24)}
-    config = EvaluationConfig(variants=("rope",), lengths=(1,), loss={"tokens": 512}, niah=needles)
-    said = r"656k: evaluating takes an estimated .* GiB at 16777216x \(8,589,934,592 tokens\): weights 0.0, KV cache .*"
+def test_what_the_machine_cannot_hold_is_refused_before_any_work(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12 MB at 1x and 212 MB at 64x, on a machine of 100 MiB."""
+    monkeypatch.setattr("eval.run.device_bytes", lambda device: 100 << 20)
+    needles = {"tasks": ("niah_single_1",), "samples": 1, "context_factors": (1, 64)}
+    config = EvaluationConfig(variants=("rope",), context_factors=(1,), loss={"tokens": 512}, niah=needles)
+    said = (
+        r"656k: evaluating takes an estimated 0\.2 GiB at 64x \(32,768 tokens\): weights 0\.0, .*; there are 0\.1 GiB; "
+    )
     out_dir = tmp_path / "out"
     units = [unit.name for unit in plan_units(config)]
-    assert units == ["loss-rope-1x", "niah_single_1-rope-1x", "niah_single_1-rope-16777216x"]
+    assert units == ["loss-rope-1x", "niah_single_1-rope-1x", "niah_single_1-rope-64x"]
     for start in (run, partial(run_task, task=2, of=3)):
         with pytest.raises(EvaluationError, match=said) as caught:
             start(config, models=models, out_dir=out_dir)
-        assert str(caught.value).endswith(" GiB; take smaller niah.lengths or longbench.factor or dtype bfloat16")
+        assert str(caught.value).endswith(
+            " GiB; take smaller niah.context_factors or longbench.factor or dtype bfloat16"
+        )
         assert not out_dir.exists()
     check(config, models)  # of a machine that only plans, or puts together what others have scored
     run_task(config, models=models, out_dir=out_dir, task=0, of=3)  # this one's share fits
@@ -123,11 +134,11 @@ def test_the_way_out_is_one_that_helps() -> None:
             require_memory(Path("model"), memory, config, memory.total - 1)
         return str(caught.value).rpartition("; take ")[2]
 
-    assert said(CONFIG) == "smaller lengths"
+    assert said(CONFIG) == "smaller context_factors"
     assert said(
         CONFIG.model_copy(update={"batch_tokens": 2**18, "dtype": "float32", "loss": LossConfig(tokens=2**20)})
-    ) == ("smaller lengths or a smaller batch_tokens or dtype bfloat16")
-    assert said(EvaluationConfig(niah=NIAH, dtype="bfloat16")) == "smaller niah.lengths or longbench.factor"
+    ) == ("smaller context_factors or a smaller batch_tokens or dtype bfloat16")
+    assert said(EvaluationConfig(niah=NIAH, dtype="bfloat16")) == "smaller niah.context_factors or longbench.factor"
 
 
 def test_a_machine_has_no_more_than_its_memory() -> None:

@@ -36,7 +36,7 @@ def config(shared: Path) -> EvaluationConfig:
     }
     return EvaluationConfig(
         variants=("rope", "pi", "ntk", "yarn", "drope", "drope_scaled"),
-        lengths=(1, 2),
+        context_factors=(1, 2),
         batch_tokens=2048,
         softmax_scale_c=0.2,
         loss={"tokens": 2048},

@@ -15,7 +15,13 @@ LINEAGE = {"source": "1", "tokenizer": "2"}
 
 def full_config(**changes: object) -> EvaluationConfig:
     variants = ("rope", "pi", "ntk", "yarn", "drope", "drope_scaled", "control")
-    fields = {"variants": variants, "lengths": (1, 2), "recall": RECALL, "harness": (TASK,), "softmax_scale_c": 0.1}
+    fields = {
+        "variants": variants,
+        "context_factors": (1, 2),
+        "recall": RECALL,
+        "harness": (TASK,),
+        "softmax_scale_c": 0.1,
+    }
     return EvaluationConfig(**{**fields, **changes})
 
 
@@ -33,13 +39,13 @@ def test_plan_computes_equal_variants_once_and_each_model_in_a_row() -> None:
 
 
 def test_a_scaling_alone_still_has_its_1x() -> None:
-    config = EvaluationConfig(variants=("pi",), lengths=(1, 4))
+    config = EvaluationConfig(variants=("pi",), context_factors=(1, 4))
     assert plan_units(config) == [Unit("loss", "loss", "rope", 1), Unit("loss", "loss", "pi", 4)]
 
 
 def test_needles_have_their_own_lengths_and_longbench_one() -> None:
-    niah = {"tasks": ("niah_single_1", "niah_depth"), "lengths": (2, 16)}
-    config = EvaluationConfig(variants=("rope", "pi"), lengths=(1, 4), niah=niah, longbench={"tasks": ("lcc",)})
+    niah = {"tasks": ("niah_single_1", "niah_depth"), "context_factors": (2, 16)}
+    config = EvaluationConfig(variants=("rope", "pi"), context_factors=(1, 4), niah=niah, longbench={"tasks": ("lcc",)})
     found = {(unit.task, unit.variant, unit.factor) for unit in plan_units(config) if unit.family != "loss"}
     both = [(task, variant) for task in ("niah_single_1", "niah_depth") for variant in ("rope", "pi")]
     wanted = {(*one, factor) for one in both for factor in (2, 16)}
@@ -95,7 +101,7 @@ def test_kept_unit_is_read_back(tmp_path: Path) -> None:
     [
         (Unit("loss", "loss", "pi", 2), {"loss": {"tokens": 9}}, False),
         (Unit("loss", "loss", "pi", 2), {"dtype": "bfloat16"}, False),
-        (Unit("loss", "loss", "pi", 2), {"lengths": (1, 2, 4)}, True),
+        (Unit("loss", "loss", "pi", 2), {"context_factors": (1, 2, 4)}, True),
         (Unit("loss", "loss", "pi", 2), {"variants": ("pi",)}, True),
         (Unit("loss", "loss", "pi", 2), {"recall": None}, True),
         (Unit("loss", "loss", "pi", 2), {"softmax_scale_c": 0.5}, True),
@@ -104,7 +110,11 @@ def test_kept_unit_is_read_back(tmp_path: Path) -> None:
         (Unit("recall", "recall", "pi", 2), {"loss": {"tokens": 9}}, True),
         (Unit("recall", "recall", "pi", 2), {"seed": 1}, False),
         (Unit("niah", "niah_single_1", "pi", 2), {"niah": {"samples": 3}}, False),
-        (Unit("niah", "niah_single_1", "pi", 2), {"niah": {"tasks": ("niah_single_1",), "lengths": (2,)}}, True),
+        (
+            Unit("niah", "niah_single_1", "pi", 2),
+            {"niah": {"tasks": ("niah_single_1",), "context_factors": (2,)}},
+            True,
+        ),
         (Unit("longbench", "lcc", "pi", 2), {"longbench": {"limit": 3}}, False),
         (Unit("longbench", "lcc", "pi", 2), {"longbench": {"tasks": ("lcc",)}}, True),
     ],

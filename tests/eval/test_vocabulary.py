@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from eval.checks import prepare
 from eval.config import EvaluationConfig
 from eval.errors import EvaluationError
+from eval.inputs import read_inputs
 from eval.models import Models, load_tokenizer
 from eval.run import check
 from eval.vocabulary import first_difference
 
-CONFIG = EvaluationConfig(lengths=(1,), loss={"tokens": 1000}, variants=("rope",))
+CONFIG = EvaluationConfig(context_factors=(1,), loss={"tokens": 1000}, variants=("rope",))
 AS_IT_IS = {"tokenizer_class": "PreTrainedTokenizerFast"}
 """The class that takes tokenizer.json whole; LlamaTokenizer builds another one of its vocabulary."""
 
@@ -80,7 +80,7 @@ def test_a_tokenizer_that_truncates_does_not_cut_here(models: Models, tmp_path: 
     changed = with_tokenizer(models, tmp_path / "cut", {"truncation": truncation})
     text = "Once upon a time there was a little girl. " * 40
     assert len(Tokenizer.from_file(str(changed.tokenizer / "tokenizer.json")).encode(text).ids) == 8
-    cut, whole = prepare(CONFIG, changed), prepare(CONFIG, with_tokenizer(models, tmp_path / "whole", {}))
+    cut, whole = read_inputs(CONFIG, changed), read_inputs(CONFIG, with_tokenizer(models, tmp_path / "whole", {}))
     assert load_tokenizer(changed.tokenizer).backend_tokenizer.truncation is not None  # until it encodes
     assert cut.encode(text) == whole.encode(text) and len(whole.encode(text)) > 200
     assert cut.encode_prompt(text) == whole.encode_prompt(text)

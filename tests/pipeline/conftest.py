@@ -44,7 +44,7 @@ def raw_recipe(tiny_model: Path, documents: Path) -> dict[str, Any]:
             "validation_every": 6,
             "validation_rows": 8,
         },
-        "evaluation": {"variants": ["rope", "drope"], "lengths": [1, 2], "loss": {"tokens": 256}},
+        "evaluation": {"variants": ["rope", "drope"], "context_factors": [1, 2], "loss": {"tokens": 256}},
     }
 
 

@@ -5,9 +5,11 @@ import logging
 from pathlib import Path
 
 from eval.config import NiahConfig, NiahTask
-from eval.files import digest_text, write_atomic
+from eval.digests import digest_text
+from eval.errors import RUN_AGAIN
 from eval.tasks.niah import scoring
 from eval.tasks.niah.samples import Encode, Sample, draw_samples
+from foundation.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ def load_or_draw(
     Beside them lies a task for lm-eval that scores any model on them, e.g. with vLLM:
     lm_eval --include_path out_dir/niah --tasks NAME-SIZEx. digests: of the tokenizer and the essays.
 
-    Raises: EvaluationError as `draw_samples`; for a full disk.
+    Raises: EvaluationError as `draw_samples`; DiskError for a full disk.
     """
     path = out_dir / NIAH / f"{name}-{factor}x.jsonl"
     settings = config.model_dump(mode="json", include={"samples", "new_tokens", "depths"})
@@ -46,11 +48,10 @@ def load_or_draw(
         return kept
     log.info("drawing %d samples of %s at %d tokens", config.samples, name, length)
     samples = draw_samples(name, config, essays, encode, length, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = [{"digest": digest, **_record(sample)} for sample in samples]
-    write_atomic(path.with_name(_SCORE), Path(scoring.__file__).read_text(encoding="utf-8"))
-    write_atomic(path.with_suffix(".yaml"), _lm_eval_task(path, config.new_tokens))
-    write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(path.with_name(_SCORE), Path(scoring.__file__).read_text(encoding="utf-8"), RUN_AGAIN)
+    write_text(path.with_suffix(".yaml"), _lm_eval_task(path, config.new_tokens), RUN_AGAIN)
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), RUN_AGAIN)
     return samples
 
 
@@ -70,7 +71,7 @@ def _read(path: Path, digest: str) -> list[Sample] | None:
     if not path.is_file():
         return None
     try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         if any(record["digest"] != digest for record in records):
             return None
         return [

@@ -57,7 +57,7 @@ def _texts(path: Path) -> list[str]:
     if path.suffix != ".jsonl":
         return [text]
     texts = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         try:
             record = json.loads(line) if line.strip() else {"text": ""}
         except ValueError as error:

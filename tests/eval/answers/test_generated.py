@@ -22,7 +22,7 @@ from eval.results import Results
 from eval.run import run
 from eval.tasks.lm_tasks import task_over
 from eval.tasks.longbench import load_items
-from eval.variants.variants import load_variant
+from eval.variants.loading import load_variant
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -48,7 +48,7 @@ def longbench(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(longbench: Path) -> EvaluationConfig:
     return EvaluationConfig(
         variants=("rope", "yarn", "dynamic_ntk", "crop", "drope"),
-        lengths=(1, 2),
+        context_factors=(1, 2),
         batch_tokens=2048,
         loss={"tokens": 512},
         niah={"tasks": ("niah_single_1", "lost_in_the_middle"), "samples": 6, "new_tokens": 16, "depths": 3},
@@ -144,7 +144,7 @@ def test_a_killed_unit_goes_on_after_its_last_answer(
     whole: tuple[Path, Results], config: EvaluationConfig, models: Models, tmp_path: Path
 ) -> None:
     out_dir = tmp_path / "evaluation"
-    niah = config.niah.model_copy(update={"samples": 24, "tasks": ("niah_single_1",), "lengths": (2,)})
+    niah = config.niah.model_copy(update={"samples": 24, "tasks": ("niah_single_1",), "context_factors": (2,)})
     slow = config.model_copy(update={"variants": ("rope",), "batch_tokens": 600, "niah": niah, "longbench": None})
     (tmp_path / "arguments").write_bytes(pickle.dumps((slow, models, out_dir)))
     program = (
@@ -208,7 +208,7 @@ def test_tasks_that_lack_their_data_are_left_out_where_that_is_wanted(
     config: EvaluationConfig, longbench: Path, models: Models, tmp_path: Path
 ) -> None:
     niah = {"tasks": ("niah_single_1", "niah_single_2"), "samples": 2, "new_tokens": 4, "essays": tmp_path / "none.txt"}
-    asked = {"niah": niah, "lengths": (1,), "variants": ("rope",), "missing_data": "leave_out"}
+    asked = {"niah": niah, "context_factors": (1,), "variants": ("rope",), "missing_data": "leave_out"}
     asked["longbench"] = {"tasks": ("lcc", "gov_report"), "folder": longbench, "limit": 1}
     results = run(EvaluationConfig(**{**config.model_dump(), **asked}), models=models, out_dir=tmp_path / "evaluation")
     assert set(results.left_out) == {"niah_single_2", "gov_report"}

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from eval.answers.answers import Question, end_tokens, score_answers
 from eval.answers.generation import batches, cache_bytes, generate, shared
 from eval.answers.journal import Journal
 from eval.answers.kv_cache import RoomyCache, RoomyLayer
-from eval.variants.variants import load_variant
+from eval.answers.scoring import Question, end_tokens, score_answers
+from eval.variants.loading import load_variant
 
 NEW = 12
 

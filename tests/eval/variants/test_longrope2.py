@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.checks import prepare
 from eval.config import EvaluationConfig, LongRopeConfig
 from eval.errors import EvaluationError
+from eval.inputs import read_inputs
 from eval.models import Models
 from eval.tasks.forward import token_losses
-from eval.tasks.length_sweep import cut_rows
+from eval.tasks.loss import cut_rows
+from eval.tuning.rescale_factors import Rescale, searched
+from eval.variants.loading import load_variant
 from eval.variants.longrope2 import Candidate, critical_pair, first_candidates, mutated, read_factors, search
-from eval.variants.rescale import Rescale, searched
-from eval.variants.variants import load_variant, ntk_theta
+from eval.variants.rope_scaling import ntk_theta
 
 C, THETA, PAIRS = 512, 10000.0, 8
 
@@ -68,22 +69,26 @@ def test_the_search_comes_near_what_is_best_and_is_repeatable() -> None:
 def config() -> EvaluationConfig:
     settings = {"tokens": 1024, "population": 4, "generations": 2}
     return EvaluationConfig(
-        variants=("rope", "longrope2"), lengths=(1, 2), loss={"tokens": 4096}, longrope2=settings, batch_tokens=2048
+        variants=("rope", "longrope2"),
+        context_factors=(1, 2),
+        loss={"tokens": 4096},
+        longrope2=settings,
+        batch_tokens=2048,
     )
 
 
 def test_searched_on_text_that_is_not_scored_and_kept(config: EvaluationConfig, models: Models, tmp_path: Path) -> None:
-    prepared = prepare(config, models)
-    assert len(prepared.unscored) == 1025
-    factors = searched(config, models, prepared, 2, tmp_path)
+    inputs = read_inputs(config, models)
+    assert len(inputs.unscored) == 1025
+    factors = searched(config, models, inputs, 2, tmp_path)
     kept = Rescale.model_validate_json((tmp_path / "longrope2-2x.json").read_bytes())
     assert kept.factors == factors and kept.judged_by == "text"
     model = load_variant("longrope2", models.source, 2, context=C, factors=factors)
-    assert token_losses(model, cut_rows(prepared.unscored, 1024, 1), 2048).mean() == pytest.approx(kept.loss, abs=1e-6)
+    assert token_losses(model, cut_rows(inputs.unscored, 1024, 1), 2048).mean() == pytest.approx(kept.loss, abs=1e-6)
     (tmp_path / "longrope2-2x.json").write_text(kept.model_copy(update={"factors": (2.0,) * PAIRS}).model_dump_json())
-    assert searched(config, models, prepared, 2, tmp_path) == (2.0,) * PAIRS  # taken as it is
+    assert searched(config, models, inputs, 2, tmp_path) == (2.0,) * PAIRS  # taken as it is
     other = config.model_copy(update={"seed": 1})
-    assert searched(other, models, prepared, 2, tmp_path) != (2.0,) * PAIRS
+    assert searched(other, models, inputs, 2, tmp_path) != (2.0,) * PAIRS
 
 
 def test_needles_judge_where_there_are_some(config: EvaluationConfig, models: Models, tmp_path: Path) -> None:
@@ -91,9 +96,9 @@ def test_needles_judge_where_there_are_some(config: EvaluationConfig, models: Mo
     recall = {"samples": 2, "fact": "{key} likes {value}. ", "question": "{key} likes", **words}
     few = {"population": 4, "generations": 1}
     asked = EvaluationConfig.model_validate(config.model_dump() | {"recall": recall, "longrope2": few})
-    prepared = prepare(asked, models)
-    assert len(prepared.unscored) == 0
-    searched(asked, models, prepared, 2, tmp_path)
+    inputs = read_inputs(asked, models)
+    assert len(inputs.unscored) == 0
+    searched(asked, models, inputs, 2, tmp_path)
     assert json.loads((tmp_path / "longrope2-2x.json").read_text())["judged_by"] == "needles"
 
 
@@ -125,4 +130,4 @@ def test_given_factors_are_taken_by_context_factor(tmp_path: Path) -> None:
 def test_too_little_text_for_a_search_is_refused(config: EvaluationConfig, models: Models) -> None:
     greedy = config.model_copy(update={"longrope2": LongRopeConfig(tokens=10**6)})
     with pytest.raises(EvaluationError, match=r"the search of longrope2 takes 1000001 others; .* longrope2.factors"):
-        prepare(greedy, models)
+        read_inputs(greedy, models)

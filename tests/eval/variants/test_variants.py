@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from eval.config import OF_THE_SOURCE
 from eval.errors import EvaluationError
-from eval.variants.variants import canonical, load_variant, ntk_theta, variant_config
+from eval.variants.loading import load_variant
+from eval.variants.rope_scaling import canonical, ntk_theta, variant_config
 
 C, THETA, HEAD_DIM = 512, 10000.0, 16
 
@@ -150,7 +151,7 @@ def test_softmax_scale_is_in_the_attention_logits(drope: Path) -> None:
 
 
 def test_scale_reaches_the_bias(tmp_path: Path) -> None:
-    from eval.variants.variants import scale_queries
+    from eval.variants.loading import scale_queries
 
     config = LlamaConfig(
         vocab_size=8,
@@ -173,7 +174,7 @@ def test_the_factor_survives_norms_of_queries_and_keys(family: str, norms: str) 
     """Before a norm of the queries it would be taken out again: it must be in the attention logits all the same."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from eval.variants.variants import scale_queries
+    from eval.variants.loading import scale_queries
     from model_surgery.hub_code import configuration_drope, modeling_drope
 
     shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}

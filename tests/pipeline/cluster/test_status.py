@@ -218,11 +218,11 @@ def test_the_secret_of_a_run_is_one_and_is_secret(tmp_path: Path) -> None:
 
 
 def test_the_newer_recipe_counts(run: JobsFolder, write_recipe: Callable[..., Path]) -> None:
-    assert recipe_of(run.run).evaluation.lengths == (1, 2)
-    changed = load_recipe(write_recipe(), ("evaluation.lengths=[1]",))
+    assert recipe_of(run.run).evaluation.context_factors == (1, 2)
+    changed = load_recipe(write_recipe(), ("evaluation.context_factors=[1]",))
     _write(changed, run.run / "recipe.yaml")
     os.utime(run.run / "recipe.yaml", (2e9, 2e9))
-    assert recipe_of(run.run).evaluation.lengths == (1,)
+    assert recipe_of(run.run).evaluation.context_factors == (1,)
 
 
 def _write(recipe: Any, path: Path) -> None:

@@ -162,6 +162,6 @@ def test_the_queue_goes_on_when_the_run_moves_to_other_recipes(cluster_run: Make
     run.submit("--until", "data")
     before = re.findall(r"jobs/recipe-\w+\.yaml", (run.path / "jobs" / "scripts" / "data.sh").read_text())
     time.sleep(0.1)
-    run.submit("evaluation.lengths=[1]", "--until", "recalibration")
+    run.submit("evaluation.context_factors=[1]", "--until", "recalibration")
     after = re.findall(r"jobs/recipe-\w+\.yaml", (run.path / "jobs" / "scripts" / "surgery.sh").read_text())
     assert set(before) != set(after) and len(list((run.path / "jobs").glob("recipe-*.yaml"))) == 2

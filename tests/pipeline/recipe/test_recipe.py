@@ -34,14 +34,53 @@ def test_overrides_set_nested_fields_and_list_items(write_recipe: Callable[..., 
     overrides = (
         "recalibration.lr=2e-3",
         "data.sources.0.weight=2",
-        "evaluation.lengths=[1, 4]",
+        "evaluation.context_factors=[1, 4]",
         "recalibration.tokens=1e4",
     )
     recipe = load_recipe(path, overrides)
     assert recipe.recalibration.lr == 2e-3
     assert recipe.data.sources[0].weight == 2
-    assert recipe.evaluation.lengths == (1, 4)
+    assert recipe.evaluation.context_factors == (1, 4)
     assert recipe.recalibration.tokens == 10_000
+
+
+@pytest.mark.parametrize("file", ["context_factors", "lengths"])
+@pytest.mark.parametrize("override", ["context_factors", "lengths"])
+def test_an_override_may_have_the_fields_old_name_and_the_file_too(
+    write_recipe: Callable[..., Path], file: str, override: str
+) -> None:
+    path = write_recipe(evaluation={file: [1, 2], "niah": {file: [1, 2]}})
+    recipe = load_recipe(path, (f"evaluation.{override}=[1, 4]", f"evaluation.niah.{override}=[1, 8]"))
+    assert recipe.evaluation.context_factors == (1, 4)
+    assert recipe.evaluation.niah is not None and recipe.evaluation.niah.context_factors == (1, 8)
+
+
+def test_a_field_under_both_names_is_refused(write_recipe: Callable[..., Path]) -> None:
+    path = write_recipe(evaluation={"context_factors": [1, 2], "lengths": [1, 2]})
+    with pytest.raises(
+        RecipeError, match=r"recipe\.yaml: evaluation: lengths is the old name of context_factors; give"
+    ):
+        load_recipe(path)
+
+
+def test_lengths_in_tokens_are_refused_with_what_to_write(write_recipe: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write_recipe(), ("evaluation.context_factors=[2048, 4096]",))
+    assert str(caught.value).endswith(
+        "recipe.yaml: evaluation.context_factors = [2048, 4096]: these are multiples of the training context, 64 at "
+        "most, not tokens; for 4096 tokens of a context of 2048 write 2"
+    )
+
+
+def test_the_resolved_recipe_has_the_new_name_and_is_the_same_recipe(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe(evaluation={"lengths": [1, 4], "niah": {"lengths": [2]}}))
+    recipes.write_recipe(recipe, tmp_path / "resolved.yaml")
+    evaluation = yaml.safe_load((tmp_path / "resolved.yaml").read_text())["evaluation"]
+    assert evaluation["context_factors"] == [1, 4] and "lengths" not in evaluation
+    assert evaluation["niah"]["context_factors"] == [2] and "lengths" not in evaluation["niah"]
+    assert load_recipe(tmp_path / "resolved.yaml") == recipe
 
 
 def test_numbers_with_an_exponent_are_numbers() -> None:

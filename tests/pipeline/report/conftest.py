@@ -113,7 +113,7 @@ class Run:
         }
         evaluation: dict[str, Any] = {
             "variants": self.variants,
-            "lengths": self.lengths,
+            "context_factors": self.lengths,
             "softmax_scale_c": 0.2,
             "recall": recall if self.recall else None,
             "harness": [{"name": "arc_easy", "path": "arc.jsonl"}, {"name": "winogrande", "path": "w.jsonl"}]
@@ -121,7 +121,7 @@ class Run:
             else [],
         }
         if self.needles:
-            niah = {"tasks": NEEDLE_TASKS, "samples": 40, "lengths": (2, 4), "depths": DEPTHS}
+            niah = {"tasks": NEEDLE_TASKS, "samples": 40, "context_factors": (2, 4), "depths": DEPTHS}
             evaluation |= {"niah": niah}
         if self.longbench:
             evaluation |= {"longbench": {"factor": 4}}
@@ -212,9 +212,9 @@ class Run:
         return {"scores": len(results.scores), "seconds": results.seconds}
 
     def results(self, config: EvaluationConfig) -> Results:
-        scores = [self.score(v, "loss", factor) for v in config.variants for factor in config.lengths]
+        scores = [self.score(v, "loss", factor) for v in config.variants for factor in config.context_factors]
         if self.recall:
-            scores += [self.score(v, "recall", factor) for v in config.variants for factor in config.lengths]
+            scores += [self.score(v, "recall", factor) for v in config.variants for factor in config.context_factors]
         scores += [
             self.score(variant, task.name, 1, metric, place)
             for task in config.harness
@@ -227,12 +227,12 @@ class Run:
                 made = [self.sampled(v, family, name, factor) for v in config.variants for factor in factors]
                 scores += [score for score, _ in made]
                 values += [values for _, values in made]
-        length = config.lengths[-1] * CONTEXT
+        length = config.context_factors[-1] * CONTEXT
         edges = tuple(range(0, length + 1, length // 32))
         curves = [
             Curve(
                 variant=variant,
-                context_factor=config.lengths[-1],
+                context_factor=config.context_factors[-1],
                 length=length,
                 edges=edges,
                 loss=tuple(LOSS[variant][0] + 0.05 * bucket * (LOSS[variant][-1] - 2) / 4 for bucket in range(32)),

@@ -98,7 +98,7 @@ def test_other_samples_are_not(tmp_path: Path, two: list[Path], recalls: tuple[n
         ("niah_single_1", {"config": {"seed": 3}}, False),
         ("niah_single_1", {"config": {"batch_tokens": 1}}, True),
         ("niah_single_1", {"niah": {"samples": 41}}, False),
-        ("niah_single_1", {"niah": {"lengths": (2,)}}, True),
+        ("niah_single_1", {"niah": {"context_factors": (2,)}}, True),
         ("recall", {"niah": {"samples": 41}}, True),
     ],
 )

@@ -171,7 +171,7 @@ def test_the_middle_curve_goes_through_the_shares(results) -> None:
 def test_depths_alone_have_no_mean(full) -> None:
     full.needles = False
     config = full.recipe().evaluation
-    only = {"niah": {"tasks": ("niah_depth",), "samples": 40, "lengths": (2, 4), "depths": 5}}
+    only = {"niah": {"tasks": ("niah_depth",), "samples": 40, "context_factors": (2, 4), "depths": 5}}
     results = full.results(config.model_validate(config.model_dump() | only))
     assert measure(results, NEEDLES).scores == {} and all_claims(results)[NEEDLES] == []
     assert plots.length_plot(results, NEEDLES, "needles") is None and needles.needle_plots(results, "tasks") is None

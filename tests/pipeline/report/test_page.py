@@ -136,7 +136,7 @@ def test_tables_hold_the_results(shown, reported, task: str) -> None:
     order = ["rope", "pi", "ntk", "yarn", "control", "drope", "drope_scaled"]
     cells = [row[1:] for row in rows]
     for variant, row in zip(order, cells, strict=True):
-        expected = [scores[variant, factor] for factor in results.config.lengths]
+        expected = [scores[variant, factor] for factor in results.config.context_factors]
         assert [cell.lstrip("*") for cell in row] == [f"{s.value:.3f}|± {s.stderr:.3f}" for s in expected]
     bold = [(order[y], x) for y, row in enumerate(cells) for x, cell in enumerate(row) if cell.startswith("*")]
     assert sorted(bold, key=lambda place: place[1]) == [("control", 0), *(("drope_scaled", x) for x in (1, 2, 3))]

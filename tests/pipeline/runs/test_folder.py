@@ -47,6 +47,19 @@ def test_a_stage_killed_while_its_outputs_are_digested_still_knows_its_settings(
         is_complete(BY_NAME["recalibration"], load_recipe(write_recipe(), ("recalibration.lr=0.5",)))
 
 
+def test_a_finished_evaluation_of_an_older_version_is_recognised(write_recipe: Callable[..., Path]) -> None:
+    """Its manifest, and that of every later version, calls the context factors `lengths`."""
+    recipe = load_recipe(write_recipe())
+    for name in ("data", "surgery", "recalibration", "export", "evaluation"):
+        finish(name, recipe, name)
+    recorded = json.loads((recipe.folder / "evaluation" / "manifest.json").read_text())["config"]
+    assert recorded["lengths"] == [1, 2] and "context_factors" not in recorded
+    for override in ("evaluation.context_factors=[1, 2]", "evaluation.lengths=[1, 2]"):
+        assert is_complete(BY_NAME["evaluation"], load_recipe(write_recipe(), (override,)))
+    with pytest.raises(RecipeError, match=r"config\.lengths: \[1, 2\] -> \[1, 4\]"):
+        is_complete(BY_NAME["evaluation"], load_recipe(write_recipe(), ("evaluation.context_factors=[1, 4]",)))
+
+
 def test_the_mark_of_the_start_is_no_output_and_goes_last(write_recipe: Callable[..., Path]) -> None:
     recipe = load_recipe(write_recipe())
     finish("surgery", recipe, "layout")

@@ -113,8 +113,9 @@ def test_inspect_shows_statistics_and_rows_and_finds_a_flipped_byte(drope, write
 def test_an_evaluation_that_cannot_work_does_not_cost_the_shards(drope, write_recipe, data_section, tmp_path):
     """Found out when the tokens are counted, after the work."""
     recipe = write_recipe(data=data_section)
-    refused = drope("prepare-data", recipe, "evaluation.lengths=[1,1024]")
-    assert refused.returncode == 2, refused.stderr
+    more = ("evaluation.variants=[rope,longrope2]", "evaluation.longrope2.tokens=1000000")
+    refused = drope("prepare-data", recipe, *more)
+    assert refused.returncode == 2 and "the search of longrope2 takes 1000001 others" in refused.stderr
     made = {path.name: path.stat().st_ino for path in (tmp_path / "runs" / "tiny" / "data" / "shards").iterdir()}
     assert len(made) > 8
     mended = drope("prepare-data", recipe)

@@ -70,7 +70,7 @@ def test_a_whole_run_with_norms_and_a_scale(write_recipe: Callable[..., Path], r
 
 def check_evaluation_is_of_the_plain_export(run: Path, beta: float) -> None:
     """drope_scaled at 2x, scored from export/drope, is what export/drope-scaled computes."""
-    from eval.variants.variants import load_variant
+    from eval.variants.loading import load_variant
 
     register_drope()
     tokens = torch.arange(2, 66)[None]

@@ -50,7 +50,7 @@ configs:
 WEB = {"hub": "org/web", "hub_config": "sample", "revision": COMMIT}
 EVALUATION = {
     "variants": ["rope", "drope"],
-    "lengths": [1, 2],
+    "context_factors": [1, 2],
     "harness": [{"name": "arc_easy"}],
     "niah": {"tasks": ["niah_single_1", "niah_single_2"]},
 }
@@ -185,7 +185,7 @@ def test_a_model_drawn_from_a_seed_is_fetched_without_weights(
     drope: Any, write_recipe: Callable[..., Path], hub: HubServer, online: dict[str, str], documents: Path
 ) -> None:
     data = {"sources": [{"path": str(documents)}], "row_length": 32}
-    evaluation = {"variants": ["drope"], "lengths": [1]}
+    evaluation = {"variants": ["drope"], "context_factors": [1]}
     recipe = write_recipe(model={"path": "org/tiny", "random_seed": 0}, data=data, evaluation=evaluation)
     hub.requests.clear()
     fetched = drope("fetch", recipe, env=online)

@@ -85,7 +85,7 @@ def test_the_evaluations_memory_by_hand() -> None:
     assert answers.memory.kv_cache == 2 * 32 * 32 * 128 * 65536 * 2
     assert answers.fits
     assert str(answers.memory).startswith("46.1 GiB at 16x (65,536 tokens): weights 12.6, KV cache 32.0")
-    rows_alone = ("evaluation.lengths=[1, 16]", "evaluation.niah=null", "evaluation.longbench=null")
+    rows_alone = ("evaluation.context_factors=[1, 16]", "evaluation.niah=null", "evaluation.longbench=null")
     plan = make_plan(load_recipe(RECIPES / "llama2-7b.yaml", rows_alone))
     assert (plan.evaluation.memory.kv_cache, plan.evaluation.memory.activations) == (
         0,
@@ -101,7 +101,7 @@ def test_the_evaluations_memory_by_hand() -> None:
 
 def test_an_evaluation_that_does_not_fit_is_a_warning() -> None:
     """It may run on another machine than the training; at its own start it refuses."""
-    too_long = ("evaluation.niah={tasks: [niah_single_1], lengths: [1, 32]}", "evaluation.dtype=float32")
+    too_long = ("evaluation.niah={tasks: [niah_single_1], context_factors: [1, 32]}", "evaluation.dtype=float32")
     plan = make_plan(load_recipe(RECIPES / "llama2-7b.yaml", too_long))
     assert plan.evaluation.memory.kv_cache == 2 * 32 * 32 * 128 * 131072 * 4
     memory = plan.as_dict()["evaluation_memory"]
@@ -109,7 +109,7 @@ def test_an_evaluation_that_does_not_fit_is_a_warning() -> None:
     assert memory["total"] == memory["weights"] + memory["kv_cache"] + memory["activations"]
     last = plan.as_text().splitlines()[-2]
     assert last.startswith("warning       the evaluation would be refused, as it takes more than a GPU of 80 GB")
-    assert last.endswith("or take smaller niah.lengths or longbench.factor or dtype bfloat16")
+    assert last.endswith("or take smaller niah.context_factors or longbench.factor or dtype bfloat16")
 
 
 def test_plan_of_a_local_model_checks_its_tensors_and_documents(write_recipe: Callable[..., Path]) -> None:

@@ -15,9 +15,9 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from eval.errors import EvaluationError
-from eval.softmax_scale.head_scales import TrainedHeads
-from eval.softmax_scale.scale_tuning import ScaleResults
-from eval.variants.variants import scale_queries
+from eval.tuning.head_scales import TrainedHeads
+from eval.tuning.softmax_scale import ScaleResults
+from eval.variants.loading import scale_queries
 from pipeline.errors import RecipeError
 from pipeline.recipe.recipe import load_recipe
 from pipeline.tools.tune_scale import recipe_lines, scale_of, summary, tune_scale
@@ -31,7 +31,7 @@ def exported(raw_recipe: dict[str, Any], drope: Any, tmp_path_factory: pytest.Te
     """The folder of a run that has its export, and its recipe."""
     root = tmp_path_factory.mktemp("exported")
     recipe = root / "recipe.yaml"
-    evaluation = raw_recipe["evaluation"] | {"lengths": [1, 2, 4]}
+    evaluation = raw_recipe["evaluation"] | {"context_factors": [1, 2, 4]}
     recipe.write_text(yaml.safe_dump(raw_recipe | {"runs_dir": str(root / "runs"), "evaluation": evaluation}))
     result = drope("run", recipe, *(argument for stage in STAGES for argument in ("--stage", stage)))
     assert result.returncode == 0, result.stderr
@@ -101,7 +101,11 @@ def test_scales_per_head_and_a_scale_left_in_the_config(exported: Path, tmp_path
 @pytest.mark.parametrize(
     ("override", "options", "said"),
     [
-        ("evaluation.lengths=[1]", {}, r"evaluation.lengths = \[1\]: a softmax scale is for lengths above 1x"),
+        (
+            "evaluation.context_factors=[1]",
+            {},
+            r"evaluation.context_factors = \[1\]: a softmax scale is for lengths above 1x",
+        ),
         ("evaluation.loss.tokens=2700", {}, "scored by the evaluation; a scale is tuned on others, at least 129"),
         ("name=tiny", {"per_head": True, "factors": (1000.0,)}, "a scale is tuned on others, at least 32001"),
     ],

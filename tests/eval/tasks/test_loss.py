@@ -6,8 +6,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from eval.errors import EvaluationError
-from eval.tasks.length_sweep import bucket_edges, cut_rows, loss_at_length, mean_and_error, rows_at
-from eval.variants.variants import load_variant
+from eval.statistics import mean_and_error
+from eval.tasks.loss import bucket_edges, cut_rows, loss_at_length, rows_at
+from eval.variants.loading import load_variant
 
 C = 512
 

@@ -1,28 +1,6 @@
-import errno
-import os
 from pathlib import Path
 
-import pytest
-
-from eval.errors import EvaluationError
-from eval.files import digest_files, write_atomic
-
-
-@pytest.mark.parametrize(("code", "said"), [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "cannot write there")])
-def test_failed_write_keeps_the_old_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str
-) -> None:
-    path = tmp_path / "a.json"
-    write_atomic(path, "old")
-
-    def fail(_: int) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(EvaluationError, match=said):
-        write_atomic(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+from eval.digests import digest_files
 
 
 def test_digest_sees_name_and_content(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 """Loss against context length: mean next-token loss on rows of exactly s * C tokens, and along the position."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from eval.errors import EvaluationError
+from eval.statistics import mean_and_error
 from eval.tasks.forward import cropped_losses, token_losses
 
 if TYPE_CHECKING:
@@ -68,10 +68,3 @@ def loss_at_length(
     edges = bucket_edges(length)
     by_position = np.add.reduceat(losses.mean(axis=0), edges[:-1]) / np.diff(edges)
     return LossByLength(value, stderr, rows, edges, tuple(by_position.tolist()), tuple(by_row.tolist()))
-
-
-def mean_and_error(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
-    """Mean of [n] values and its standard error, sample deviation / sqrt(n); None where n = 1."""
-    values = np.asarray(values, dtype=float)
-    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-    return float(values.mean()), error

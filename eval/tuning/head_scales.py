@@ -14,11 +14,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from eval.errors import EvaluationError
-from eval.files import write_atomic
 from eval.models import head_dim_of
-from eval.softmax_scale.judging import Judge, JudgedBy
-from eval.softmax_scale.scale_tuning import Tuning
 from eval.tasks.forward import LOGIT_ELEMENTS
+from eval.tuning.judging import Judge, JudgedBy
+from eval.tuning.softmax_scale import Tuning
+from foundation.files import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ class TrainedHeads(_Record):
 
     def save(self, folder: Path) -> None:
         """Writes heads.json."""
-        write_atomic(folder / "heads.json", self.model_dump_json(indent=1) + "\n")
+        write_text(folder / "heads.json", self.model_dump_json(indent=1) + "\n")
 
 
 def scaled_parts(model: "PreTrainedModel") -> list["torch.nn.Module"]:
@@ -112,7 +112,7 @@ def train_heads(
     import torch
     from tqdm import tqdm
 
-    length = round(factor * tuning.prepared.context)
+    length = round(factor * tuning.inputs.context)
     text = tuning.text(length)
     shape = model.config.num_hidden_layers, model.config.num_attention_heads
     before = torch.full(shape, start, device=model.device)
@@ -130,7 +130,7 @@ def train_heads(
             bar.set_postfix_str(f"loss {losses[-1]:.4f}")
     after = trained.detach().exp()
     return TrainedHeads(
-        model_digest=tuning.prepared.digests["drope"],
+        model_digest=tuning.inputs.digests["drope"],
         factor=factor,
         length=length,
         rows=len(text.rows),

@@ -7,23 +7,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.answers.answers import Question, score_answers
 from eval.answers.journal import Journal, Record
-from eval.checks import Prepared, niah_inputs
+from eval.answers.scoring import Question, score_answers
 from eval.config import LENGTH_DEPENDENT, EvaluationConfig
+from eval.inputs import Inputs
 from eval.models import Models
 from eval.results import Curve, SampleValues, Score
+from eval.statistics import mean_and_error
 from eval.tasks import longbench
+from eval.tasks.data import niah_inputs
 from eval.tasks.harness import score_harness
-from eval.tasks.length_sweep import loss_at_length, mean_and_error
 from eval.tasks.lm_tasks import task_over
+from eval.tasks.loss import loss_at_length
 from eval.tasks.niah.files import load_or_draw
 from eval.tasks.niah.scoring import string_match
 from eval.tasks.recall import sample_records, score_recall
 from eval.tasks.recall_samples import RecallSamples, recall_samples
+from eval.tuning.rescale_factors import searched
 from eval.units import UNITS, Unit, UnitResult, harness_task
-from eval.variants.rescale import searched
-from eval.variants.variants import depends_on_factor, forget_lengths, load_variant
+from eval.variants.loading import forget_lengths, load_variant
+from eval.variants.rope_scaling import depends_on_factor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,14 +52,14 @@ class Scored:
     records: Sequence[Record] = ()
 
 
-class Bench:
+class UnitScorer:
     """Holds the model and the recall samples in use; `score` is given the units in the plan's order."""
 
-    def __init__(self, config: EvaluationConfig, models: Models, prepared: Prepared, out_dir: Path) -> None:
+    def __init__(self, config: EvaluationConfig, models: Models, inputs: Inputs, out_dir: Path) -> None:
         self._config = config
         self._out_dir = out_dir
         self._models = models
-        self._prepared = prepared
+        self._prepared = inputs
         self._loaded: tuple[object, PreTrainedModel] | None = None
         self._samples: dict[int, RecallSamples] = {}
 
@@ -123,10 +126,10 @@ class Bench:
         return self._prepared.context if unit.variant == "crop" else None
 
     def _loss(self, unit: Unit, model: "PreTrainedModel", digest: str) -> Scored:
-        prepared, length = self._prepared, self._length(unit)
-        rows = prepared.rows[unit.factor]
+        inputs, length = self._prepared, self._length(unit)
+        rows = inputs.rows[unit.factor]
         window = self._window(unit)
-        found = loss_at_length(model, prepared.tokens, length, rows, self._config.batch_tokens, window)
+        found = loss_at_length(model, inputs.tokens, length, rows, self._config.batch_tokens, window)
         curve = Curve(
             variant=unit.variant, context_factor=unit.factor, length=length, edges=found.edges, loss=found.by_position
         )
@@ -141,27 +144,27 @@ class Bench:
 
     def _recall_samples(self, factor: int) -> RecallSamples:
         """Drawn once per length and used for every variant."""
-        prepared, recall = self._prepared, self._config.recall
+        inputs, recall = self._prepared, self._config.recall
         assert recall is not None
         if factor not in self._samples:
-            length = factor * prepared.context
+            length = factor * inputs.context
             self._samples[factor] = recall_samples(
-                recall, prepared.encode, prepared.tokens, length, self._config.seed, prepared.prefix
+                recall, inputs.encode, inputs.tokens, length, self._config.seed, inputs.prefix
             )
         return self._samples[factor]
 
     def _niah(self, unit: Unit, model: "PreTrainedModel", digest: str) -> Scored:
-        prepared, settings = self._prepared, self._config.niah
+        inputs, settings = self._prepared, self._config.niah
         assert settings is not None
         samples = load_or_draw(
             unit.task,
             settings,
-            prepared.essays,
-            prepared.encode_prompt,
+            inputs.essays,
+            inputs.encode_prompt,
             factor=unit.factor,
             length=self._length(unit),
             seed=self._config.seed,
-            digests={name: prepared.digests[name] for name in niah_inputs(unit.task)},
+            digests={name: inputs.digests[name] for name in niah_inputs(unit.task)},
             out_dir=self._out_dir,
         )
         asked = [

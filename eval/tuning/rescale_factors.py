@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from eval.checks import Prepared
 from eval.config import EvaluationConfig
-from eval.files import digest_text, write_atomic
+from eval.digests import digest_text
+from eval.errors import RUN_AGAIN
+from eval.inputs import Inputs
 from eval.models import Models, head_dim_of, read_config
-from eval.softmax_scale.judging import Judge, needles, text
+from eval.tuning.judging import Judge, needles, text
+from eval.variants.loading import load_variant
 from eval.variants.longrope2 import Found, first_candidates, search
-from eval.variants.variants import load_variant
+from foundation.files import write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,9 +38,7 @@ class Rescale(BaseModel):
     loss: float = Field(description="Loss of the best candidate, nats per token.")
 
 
-def searched(
-    config: EvaluationConfig, models: Models, prepared: Prepared, factor: int, out_dir: Path
-) -> tuple[float, ...]:
+def searched(config: EvaluationConfig, models: Models, inputs: Inputs, factor: int, out_dir: Path) -> tuple[float, ...]:
     """The factors for one context factor, searched; kept in out_dir/longrope2-{s}x.json and taken from there.
 
     Judged by the loss of answers to needle samples of another seed than the scored ones (LongRoPE2's needle-driven
@@ -46,15 +46,15 @@ def searched(
     """
     from tqdm import tqdm
 
-    path, digest = out_dir / f"longrope2-{factor}x.json", _digest(config, prepared, factor)
+    path, digest = out_dir / f"longrope2-{factor}x.json", _digest(config, inputs, factor)
     if kept := _kept(path, digest):
         return kept.factors
     shape, settings = read_config(models.source), config.longrope2
     theta, width = shape.rope_parameters["rope_theta"], head_dim_of(shape)
-    first = first_candidates(theta, width, prepared.context, factor)
-    sizes = {"context": prepared.context, "dtype": config.dtype, "device": prepared.device}
+    first = first_candidates(theta, width, inputs.context, factor)
+    sizes = {"context": inputs.context, "dtype": config.dtype, "device": inputs.device}
     model = load_variant("longrope2", models.source, factor, factors=first[0].factors, **sizes)
-    judge = _judge(config, prepared, factor)
+    judge = _judge(config, inputs, factor)
     total = len(first) + settings.population * settings.generations
     with tqdm(total=total, desc=f"longrope2 {factor}x", unit="candidate", disable=None) as bar:
 
@@ -72,7 +72,7 @@ def searched(
             told=told,
         )
     facts = {"factors": found.factors, "critical": found.critical, "judged_by": judge.kind, "loss": found.loss}
-    write_atomic(path, Rescale(digest=digest, **facts).model_dump_json(indent=1) + "\n")
+    write_text(path, Rescale(digest=digest, **facts).model_dump_json(indent=1) + "\n", RUN_AGAIN)
     log.info("longrope2 %dx: critical pair %d, loss %.4f on %s", factor, found.critical, found.loss, judge.kind)
     return found.factors
 
@@ -87,22 +87,22 @@ def with_factors(model: "PreTrainedModel", factors: Sequence[float], theta: floa
     return model
 
 
-def _judge(config: EvaluationConfig, prepared: Prepared, factor: int) -> Judge:
+def _judge(config: EvaluationConfig, inputs: Inputs, factor: int) -> Judge:
     """What a candidate is judged by."""
-    length = factor * prepared.context
+    length = factor * inputs.context
     if config.recall is not None:
-        return needles(config, prepared, length, _NEEDLE_SAMPLES)
-    return text(prepared.unscored, length, max(1, config.longrope2.tokens // length), config.batch_tokens)
+        return needles(config, inputs, length, _NEEDLE_SAMPLES)
+    return text(inputs.unscored, length, max(1, config.longrope2.tokens // length), config.batch_tokens)
 
 
-def _digest(config: EvaluationConfig, prepared: Prepared, factor: int) -> str:
+def _digest(config: EvaluationConfig, inputs: Inputs, factor: int) -> str:
     facts = {
         "factor": factor,
         "longrope2": config.longrope2.model_dump(mode="json"),
         "recall": config.recall and config.recall.model_dump(mode="json"),
         "numbers": config.model_dump(mode="json", include={"dtype", "seed", "device", "batch_tokens"}),
-        "inputs": {role: prepared.digests.get(role) for role in ("source", "tokenizer", "validation", "words")},
-        "scored": len(prepared.tokens),
+        "inputs": {role: inputs.digests.get(role) for role in ("source", "tokenizer", "validation", "words")},
+        "scored": len(inputs.tokens),
     }
     return digest_text(json.dumps(facts, sort_keys=True))
 

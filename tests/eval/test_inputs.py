@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from eval.config import EvaluationConfig
 from eval.errors import EvaluationError
 from eval.models import Models
 from eval.run import check, run
+from foundation.errors import DiskError
+from tests.eval.conftest import write_shard
 
 RECALL = {
     "fact": "{key} likes {value}. ",
@@ -27,7 +30,7 @@ RECALL = {
 
 
 def config_of(**changes: object) -> EvaluationConfig:
-    return EvaluationConfig(**{"lengths": (1, 2), "loss": {"tokens": 1000}, "recall": RECALL, **changes})
+    return EvaluationConfig(**{"context_factors": (1, 2), "loss": {"tokens": 1000}, "recall": RECALL, **changes})
 
 
 def refused(config: EvaluationConfig, models: Models, said: str, tmp_path: Path) -> None:
@@ -48,7 +51,6 @@ def test_good_input_passes(models: Models) -> None:
     ("changed", "said"),
     [
         ({"variants": ("control",)}, "control needs .* which is absent.*take control out"),
-        ({"lengths": (1, 2, 4, 128)}, r"tokens, but one row at 128x the context of 512 takes 65537; prepare more"),
         ({"harness": ({"name": "arc", "path": "nowhere.jsonl"},)}, "harness.arc: nowhere.jsonl does not exist"),
         ({"recall": {**RECALL, "keys": "nowhere.json"}}, "recall.keys: nowhere.json does not exist"),
         ({"recall": {**RECALL, "needles": 3}}, "3 keys for 3 needles"),
@@ -64,6 +66,16 @@ def test_bad_configuration(models: Models, tmp_path: Path, changed: dict, said: 
     if changed.get("device") == "cuda" and torch.accelerator.is_available():
         pytest.skip("this machine has an accelerator")
     refused(config_of(**changed), models, said, tmp_path)
+
+
+def test_too_little_held_out_text(models: Models, documents: list[list[int]], tmp_path: Path) -> None:
+    few = dataclasses.replace(models, validation=(write_shard(tmp_path / "few", documents[:9]),))
+    tokens = sum(map(len, documents[:9]))
+    said = (
+        f"validation: {tokens} tokens, but one row at 64x the context of 512 takes 32769; prepare more validation "
+        "text, or take 64 out of context_factors"
+    )
+    refused(config_of(context_factors=(1, 64)), few, re.escape(said), tmp_path)
 
 
 def changed_folder(folder: Path, to: Path, change: Callable[[dict], None]) -> Path:
@@ -117,7 +129,7 @@ def test_export_that_still_rotates(models: Models, tmp_path: Path) -> None:
 def test_every_export_is_accepted(norms: str, wanted: str, models: Models, tmp_path: Path) -> None:
     """Scored without positions it is a drope; with RoPE kept it is refused as one, and a control all the same."""
     from eval.models import read_config, require_no_rope, require_rope
-    from eval.variants.variants import load_variant
+    from eval.variants.loading import load_variant
     from model_surgery import export
     from model_surgery.config import ExportConfig, SurgeryConfig
     from model_surgery.convert import convert
@@ -174,5 +186,5 @@ def test_validation_of_another_tokenizer(models: Models, tmp_path: Path) -> None
 
 def test_folder_that_cannot_be_made(models: Models, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(EvaluationError, match="cannot write there"):
+    with pytest.raises(DiskError, match=r"file.units: cannot be written .*; choose another folder"):
         run(config_of(), models=models, out_dir=tmp_path / "file")

@@ -10,8 +10,10 @@ import torch
 
 from eval.config import EvaluationConfig
 from eval.errors import EvaluationError
+from eval.held_out import open_prefixes, read_tokens
 from eval.models import Models
-from eval.softmax_scale.head_scales import (
+from eval.tasks.forward import token_losses
+from eval.tuning.head_scales import (
     TrainedHeads,
     frozen_training,
     mean_loss,
@@ -19,10 +21,8 @@ from eval.softmax_scale.head_scales import (
     scaled_parts,
     train_heads,
 )
-from eval.softmax_scale.scale_tuning import Tuning, load_model, prepare_tuning
-from eval.tasks.forward import token_losses
-from eval.tokens import open_prefixes, read_tokens
-from eval.variants.variants import load_variant, scale_queries
+from eval.tuning.softmax_scale import Tuning, load_model, prepare_tuning
+from eval.variants.loading import load_variant, scale_queries
 from model_surgery.rotation import IDENTITY_ROTATION
 from model_surgery.transformers_registration import register_drope
 
@@ -109,7 +109,7 @@ def test_a_norm_over_each_head_is_refused_in_one_line(write_model: Callable[...,
 
 
 def tuning_of(models: Models, tokens: int = 4096, **settings: object) -> Tuning:
-    config = EvaluationConfig(**{"lengths": (1, 2), "loss": {"tokens": 2048}, "batch_tokens": 2048} | settings)
+    config = EvaluationConfig(**{"context_factors": (1, 2), "loss": {"tokens": 2048}, "batch_tokens": 2048} | settings)
     return prepare_tuning(config, models, tokens=tokens, samples=2, head_length=2 * C)
 
 
@@ -122,7 +122,7 @@ def test_trained_on_text_and_checked_on_what_follows_it(models: Models, tmp_path
     assert not model.training and not model.is_gradient_checkpointing
     assert np.shape(found.scales) == (model.config.num_hidden_layers, 8) and (found.rows, found.length) == (4, 2 * C)
     assert found.losses[-1] < found.losses[0]
-    text = read_tokens(open_prefixes(models.validation), 10**6)[len(tuning.prepared.tokens) :]
+    text = read_tokens(open_prefixes(models.validation), 10**6)[len(tuning.inputs.tokens) :]
     first = np.stack([text[start : start + 1025] for start in (0, 1024)])  # 2048 tokens at a time
     scale_queries(model, 0.9)
     assert found.losses[0] == pytest.approx(token_losses(model, first, 2048).mean(), abs=1e-5)

@@ -6,7 +6,7 @@ import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from eval.errors import EvaluationError
-from eval.tokens import count_tokens, open_prefixes, read_tokens
+from eval.held_out import count_tokens, open_prefixes, read_tokens
 
 
 @pytest.fixture

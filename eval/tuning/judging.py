@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from eval.checks import Prepared
 from eval.config import EvaluationConfig
+from eval.inputs import Inputs
 from eval.tasks.forward import token_losses
-from eval.tasks.length_sweep import cut_rows
+from eval.tasks.loss import cut_rows
 from eval.tasks.recall_samples import recall_samples
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ class Judge:
         return float(np.average(self.by_row(model), weights=self.counts))
 
 
-def needles(config: EvaluationConfig, prepared: Prepared, length: int, samples: int) -> Judge:
+def needles(config: EvaluationConfig, inputs: Inputs, length: int, samples: int) -> Judge:
     """The answers of `samples` recall samples of `length` tokens, drawn with another seed than the scored ones.
 
     Such answers are what LongRoPE2 (arXiv:2502.20082) judges by. The config must have recall.
     """
     asked = config.recall.model_copy(update={"samples": samples})
-    found = recall_samples(asked, prepared.encode, prepared.tokens, length, config.seed + 1, prepared.prefix)
+    found = recall_samples(asked, inputs.encode, inputs.tokens, length, config.seed + 1, inputs.prefix)
     answers = np.arange(found.tokens.shape[1] - 1)[None, :] >= found.answer_starts[:, None] - 1
     return Judge("needles", found.tokens, answers, config.batch_tokens)
 

@@ -12,8 +12,11 @@ from scipy.optimize import curve_fit
 
 from eval.config import EvaluationConfig
 from eval.errors import EvaluationError
+from eval.held_out import open_prefixes, read_tokens
 from eval.models import Models
-from eval.softmax_scale.scale_fit import (
+from eval.tasks.forward import token_losses
+from eval.tasks.recall_samples import recall_samples
+from eval.tuning.scale_fit import (
     EVALUATIONS,
     GRID,
     at_an_end,
@@ -23,11 +26,8 @@ from eval.softmax_scale.scale_fit import (
     minimised,
     residual_error,
 )
-from eval.softmax_scale.scale_tuning import QueryScale, load_model, prepare_tuning, tune
-from eval.tasks.forward import token_losses
-from eval.tasks.recall_samples import recall_samples
-from eval.tokens import open_prefixes, read_tokens
-from eval.variants.variants import load_variant, scale_queries
+from eval.tuning.softmax_scale import QueryScale, load_model, prepare_tuning, tune
+from eval.variants.loading import load_variant, scale_queries
 from model_surgery.rotation import IDENTITY_ROTATION
 from model_surgery.transformers_registration import register_drope
 
@@ -43,7 +43,7 @@ RECALL = {
 
 
 def config_of(**changes: object) -> EvaluationConfig:
-    settings = {"lengths": (1, 2), "loss": {"tokens": 2048}, "batch_tokens": 4096}
+    settings = {"context_factors": (1, 2), "loss": {"tokens": 2048}, "batch_tokens": 4096}
     return EvaluationConfig(**settings | changes)
 
 
@@ -141,7 +141,7 @@ def test_tuned_on_text_that_is_not_scored_it_is_what_a_grid_finds(models: Models
     config = config_of()
     tuning = prepare_tuning(config, models, tokens=4096, samples=1)
     all_tokens = read_tokens(open_prefixes(models.validation), 10**6)
-    scored = len(tuning.prepared.tokens)
+    scored = len(tuning.inputs.tokens)
     assert scored >= config.loss.tokens
     assert np.array_equal(tuning.tokens, all_tokens[scored : scored + 4097])
     model = load_model(tuning, models, 2)
@@ -166,7 +166,7 @@ def test_tuned_on_text_that_is_not_scored_it_is_what_a_grid_finds(models: Models
 
 
 def test_a_single_row_has_no_error_and_every_length_above_1x_is_tuned(models: Models) -> None:
-    tuning = prepare_tuning(config_of(lengths=(1, 2, 4)), models, tokens=1, samples=1)
+    tuning = prepare_tuning(config_of(context_factors=(1, 2, 4)), models, tokens=1, samples=1)
     found = tune(tuning, models, load_model(tuning, models, 4))
     assert [(one.factor, one.rows, one.beta_error, one.gain_error) for one in found.lengths] == [
         (2, 1, None, None),
@@ -183,13 +183,13 @@ def test_needles_of_another_seed_judge_where_the_recipe_has_recall(models: Model
     config = config_of(recall=RECALL)
     tuning = prepare_tuning(config, models, tokens=4096, samples=5)
     assert len(tuning.tokens) == len(tuning.check) == 0
-    judge, prepared = tuning.judge(2 * C), tuning.prepared
-    scored = recall_samples(config.recall, prepared.encode, prepared.tokens, 2 * C, config.seed, prepared.prefix)
+    judge, inputs = tuning.judge(2 * C), tuning.inputs
+    scored = recall_samples(config.recall, inputs.encode, inputs.tokens, 2 * C, config.seed, inputs.prefix)
     assert judge.rows.shape == (5, 2 * C)
     assert not any(np.array_equal(row, other) for row in judge.rows for other in scored.tokens)
     model = load_model(tuning, models, 2)
     answers = [row[1:][asked] for row, asked in zip(judge.rows, judge.asked, strict=True)]
-    words = {tuple(prepared.encode(f"Tom likes {value}"))[-1] for value in RECALL["values"]}
+    words = {tuple(inputs.encode(f"Tom likes {value}"))[-1] for value in RECALL["values"]}
     assert {int(answer[-1]) for answer in answers} <= words
     losses = token_losses(model, judge.rows, 4096)
     assert judge.loss(model) == pytest.approx(losses[judge.asked].mean())
@@ -199,7 +199,7 @@ def test_needles_of_another_seed_judge_where_the_recipe_has_recall(models: Model
 @pytest.mark.parametrize(
     ("changed", "options", "said"),
     [
-        ({"lengths": (1,)}, {}, r"lengths = \[1\]: a softmax scale is for lengths above 1x; add 2, 4"),
+        ({"context_factors": (1,)}, {}, r"context_factors = \[1\]: a softmax scale is for lengths above 1x; add 2, 4"),
         ({"loss": {"tokens": 10**6}}, {}, "of which .* are scored by the evaluation; .* on others, at least 1025; "),
         ({"recall": RECALL, "loss": {"tokens": 30_000}}, {"head_length": 20_000}, "on others, at least 20001; prepare"),
     ],

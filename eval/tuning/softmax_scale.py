@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from eval.checks import Prepared, prepare
 from eval.config import EvaluationConfig
 from eval.errors import EvaluationError
-from eval.files import write_atomic
+from eval.held_out import count_tokens, open_prefixes, read_tokens
+from eval.inputs import Inputs, read_inputs
 from eval.models import Models
-from eval.softmax_scale.judging import Judge, JudgedBy, needles, text
-from eval.softmax_scale.scale_fit import (
+from eval.statistics import mean_and_error
+from eval.tuning.judging import Judge, JudgedBy, needles, text
+from eval.tuning.scale_fit import (
     EVALUATIONS,
     at_an_end,
     bootstrap_betas,
@@ -26,9 +27,8 @@ from eval.softmax_scale.scale_fit import (
     minimised,
     residual_error,
 )
-from eval.tasks.length_sweep import mean_and_error
-from eval.tokens import count_tokens, open_prefixes, read_tokens
-from eval.variants.variants import load_variant
+from eval.variants.loading import load_variant
+from foundation.files import write_text
 from model_surgery.softmax_scale import softmax_scale
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ class ScaleResults(_Record):
 
     def save(self, folder: Path) -> None:
         """Writes scale.csv (one line per length and beta) and scale.json."""
-        write_atomic(folder / "scale.csv", self.table())
-        write_atomic(folder / "scale.json", self.model_dump_json(indent=1) + "\n")
+        write_text(folder / "scale.csv", self.table())
+        write_text(folder / "scale.json", self.model_dump_json(indent=1) + "\n")
 
     def table(self) -> str:
         """All losses as CSV."""
@@ -120,7 +120,7 @@ class Tuning:
     """
 
     config: EvaluationConfig
-    prepared: Prepared
+    inputs: Inputs
     tokens: np.ndarray
     check: np.ndarray
     wanted: int
@@ -129,7 +129,7 @@ class Tuning:
     def judge(self, length: int) -> Judge:
         """Needle answers where the recipe has recall, else text."""
         if self.config.recall is not None:
-            return needles(self.config, self.prepared, length, self.samples)
+            return needles(self.config, self.inputs, length, self.samples)
         return self.text(length)
 
     def text(self, length: int) -> Judge:
@@ -153,21 +153,24 @@ def prepare_tuning(
     tokens: of held-out text, at each length at least one row. samples: of needles, where the config has recall.
     head_length: tokens of the rows that scales per head are trained on, if they are; they take text in any case.
 
-    Raises: EvaluationError without a length above 1x, with too little text, for a model with RoPE, and as `prepare`.
+    Raises: EvaluationError without a length above 1x, with too little text, for a model with RoPE, and as
+        `read_inputs`.
     """
-    if config.lengths[-1] <= 1:
-        raise EvaluationError("evaluation.lengths = [1]: a softmax scale is for lengths above 1x; add 2, 4, ...")
+    if config.context_factors[-1] <= 1:
+        raise EvaluationError(
+            "evaluation.context_factors = [1]: a softmax scale is for lengths above 1x; add 2, 4, ..."
+        )
     config = config.model_copy(update={"variants": ("drope",), "harness": (), "niah": None, "longbench": None})
-    prepared = prepare(config, models)
+    inputs = read_inputs(config, models)
     needed = [head_length] if head_length else []
     if config.recall is None:
-        needed.append(config.lengths[-1] * prepared.context)
-    tune, check = _unscored(models, prepared, max(needed) if needed else 0, tokens, share=head_length is not None)
-    return Tuning(config, prepared, tune, check, tokens, samples)
+        needed.append(config.context_factors[-1] * inputs.context)
+    tune, check = _unscored(models, inputs, max(needed) if needed else 0, tokens, share=head_length is not None)
+    return Tuning(config, inputs, tune, check, tokens, samples)
 
 
 def _unscored(
-    models: Models, prepared: Prepared, longest: int, wanted: int, *, share: bool
+    models: Models, inputs: Inputs, longest: int, wanted: int, *, share: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Held-out tokens after the scored ones: for at least one row of `longest` tokens; and others to check by.
 
@@ -175,7 +178,7 @@ def _unscored(
     """
     if not longest:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    datasets, scored = open_prefixes(models.validation), len(prepared.tokens)
+    datasets, scored = open_prefixes(models.validation), len(inputs.tokens)
     available = count_tokens(datasets) - scored
     if available < longest + 1:
         raise EvaluationError(
@@ -194,7 +197,7 @@ def _unscored(
 class QueryScale:
     """Gives a loaded model any softmax scale: every attention's own factor, as loaded, times beta.
 
-    softmax(beta q.k / sqrt d) as `eval.variants.variants.scale_queries` has it, but from what was there at first each
+    softmax(beta q.k / sqrt d) as `eval.variants.loading.scale_queries` has it, but from what was there at first each
     time and with no weight touched, so that scales do not pile up and beta = 1 is the model itself to the last bit.
     """
 
@@ -211,7 +214,7 @@ class QueryScale:
 
 def load_model(tuning: Tuning, models: Models, factor: float) -> "PreTrainedModel":
     """The exported model for lengths up to `factor` times the training length."""
-    sizes = {"context": tuning.prepared.context, "dtype": tuning.config.dtype, "device": tuning.prepared.device}
+    sizes = {"context": tuning.inputs.context, "dtype": tuning.config.dtype, "device": tuning.inputs.device}
     return load_variant("drope", models.folder("drope"), int(np.ceil(factor)), **sizes)
 
 
@@ -262,8 +265,8 @@ def tune(tuning: Tuning, models: Models, model: "PreTrainedModel") -> ScaleResul
     """
     from tqdm import tqdm
 
-    scaled, context = QueryScale(model), tuning.prepared.context
-    factors = [factor for factor in tuning.config.lengths if factor > 1]
+    scaled, context = QueryScale(model), tuning.inputs.context
+    factors = [factor for factor in tuning.config.context_factors if factor > 1]
     with tqdm(total=len(factors) * (EVALUATIONS + 1), desc="tune-scale", unit="loss", disable=None) as bar:
         curves = [_Curve(factor, tuning.judge(factor * context), scaled, bar.update) for factor in factors]
         betas = [minimised(curve.loss) for curve in curves]
@@ -280,7 +283,7 @@ def tune(tuning: Tuning, models: Models, model: "PreTrainedModel") -> ScaleResul
     redrawn = None if any(drawn is None for drawn in draws) else fitted_c(factors, np.stack(draws, axis=-1))
     return ScaleResults(
         model=str(models.folder("drope")),
-        model_digest=tuning.prepared.digests["drope"],
+        model_digest=tuning.inputs.digests["drope"],
         training_length=context,
         judged_by=curves[0].judge.kind,
         seed=tuning.config.seed + 1,
