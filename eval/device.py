@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from eval.errors import EvaluationError
 
@@ -13,19 +13,19 @@ _GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/
 """Of this process's control group, versions 2 and 1, as a container sees them."""
 
 
-def pick_device(wanted: str) -> "torch.device":
-    """The device for auto | cpu | cuda: the only place that asks what this machine has.
+def pick_device(setting: Literal["auto", "cpu", "cuda"]) -> "torch.device":
+    """The device for the recipe's setting.
 
     Raises: EvaluationError where cuda is asked for and absent.
     """
     import torch
 
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if wanted == "cpu" or (wanted == "auto" and accelerator is None):
+    if setting == "cpu":
         return torch.device("cpu")
-    if wanted == "cuda" and (accelerator is None or accelerator.type != "cuda"):
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if setting == "cuda" and (accelerator is None or accelerator.type != "cuda"):
         raise EvaluationError("device = cuda: no CUDA device is visible here; use auto or cpu")
-    return accelerator
+    return torch.device("cpu") if accelerator is None else accelerator
 
 
 def free_bytes(device: "torch.device") -> int:

@@ -47,10 +47,10 @@ def open_prefixes(prefixes: tuple[Path, ...]) -> list["IndexedDataset"]:
         except (AssertionError, ValueError, OSError, KeyError) as error:
             raise EvaluationError(f"validation: {prefix}.idx: unknown format: {error}") from None
         needed = int(dataset.sequence_lengths.sum()) * dataset.index.dtype_size
-        found = Path(f"{prefix}.bin").stat().st_size
-        if found < needed:
+        size = Path(f"{prefix}.bin").stat().st_size
+        if size < needed:
             raise EvaluationError(
-                f"validation: {prefix}.bin has {found} bytes, its index wants {needed}; write it again"
+                f"validation: {prefix}.bin has {size} bytes, its index wants {needed}; write it again"
             )
         opened.append(dataset)
     return opened

@@ -14,6 +14,7 @@ from eval.errors import EvaluationError
 from eval.held_out import read_held_out
 from eval.models import (
     Models,
+    decoded,
     head_dim_of,
     load_tokenizer,
     model_digest,
@@ -156,7 +157,7 @@ def _keeps(inputs: Inputs, fact: str, word: str) -> bool:
     unknown = inputs.tokenizer.unk_token_id
     if unknown is not None and unknown in tokens:
         return False
-    text = inputs.tokenizer.decode(tokens)
+    text = decoded(inputs.tokenizer, tokens)
     return "".join(word.split()).casefold() in "".join(text.split()).casefold()
 
 

@@ -90,11 +90,11 @@ def evaluation_memory(
     """
     if cells is None:
         cells = [(family, factors[-1]) for family, _, factors in rows_of(config)]
-    found = [
+    peaks = [
         (_of_generation if family in ("niah", "longbench") else _of_rows)(sizes, config, factor, factor * context)
         for family, factor in cells
     ]
-    return max(found, key=lambda memory: memory.total)
+    return max(peaks, key=lambda memory: memory.total)
 
 
 def _of_rows(sizes: Sizes, config: EvaluationConfig, factor: int, length: int) -> EvaluationMemory:

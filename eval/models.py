@@ -1,5 +1,6 @@
 """The model folders that an evaluation reads: what they are, and what must hold of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,14 +40,14 @@ class Models:
         Raises: EvaluationError where that model is not given.
         """
         if variant in ("drope", "drope_scaled"):
-            folder, wanted = self.drope, "the recalibrated export"
+            folder, needed = self.drope, "the recalibrated export"
         elif variant == "control":
-            folder, wanted = self.control, "the model trained on the same tokens with RoPE kept"
+            folder, needed = self.control, "the model trained on the same tokens with RoPE kept"
         else:
-            folder, wanted = self.source, "the source model"
+            folder, needed = self.source, "the source model"
         if folder is None:
             raise EvaluationError(
-                f"variants: {variant} needs {wanted}, which is absent; make it, or take {variant} out of variants"
+                f"variants: {variant} needs {needed}, which is absent; make it, or take {variant} out of variants"
             )
         return folder
 
@@ -117,6 +118,13 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         raise EvaluationError(f"{folder}: unknown tokenizer format: {_one_line(error)}") from None
     tokenizer.model_max_length = 2**62  # longer texts are the purpose here; it would warn of each
     return tokenizer
+
+
+def decoded(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+    """The text of one sequence of token ids."""
+    text = tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+    assert isinstance(text, str)  # transformers gives a list for several sequences alone
+    return text
 
 
 def tokenizer_digest(folder: Path) -> str:

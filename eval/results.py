@@ -11,7 +11,7 @@ from eval.config import EvaluationConfig, Variant
 from eval.errors import RUN_AGAIN, EvaluationError
 from foundation.files import write_text
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION: Literal[3] = 3
 RESULTS = "results.json"
 TABLE = "results.csv"
 

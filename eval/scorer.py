@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,7 @@ class UnitScorer:
         self._config = config
         self._out_dir = out_dir
         self._models = models
-        self._prepared = inputs
+        self._inputs = inputs
         self._loaded: tuple[object, PreTrainedModel] | None = None
         self._samples: dict[int, RecallSamples] = {}
 
@@ -74,24 +75,28 @@ class UnitScorer:
             "longbench": self._longbench,
             "harness": self._harness,
         }[unit.family]
-        found = score(unit, model, digest)
+        scored = score(unit, model, digest)
         seconds = round(time.perf_counter() - started, 3)
         length = None if unit.family == "harness" else self._length(unit)
         scores, values = [], []
-        for measured in found.metrics:
-            value, stderr = mean_and_error(measured.values)
-            place = {"variant": unit.variant, "task": unit.task, "metric": measured.metric}
-            place["context_factor"] = unit.factor
-            samples = len(measured.values)
-            scores.append(Score(**place, length=length, value=value, stderr=stderr, samples=samples, seconds=seconds))
-            values.append(SampleValues(**place, values=measured.values, depths=measured.depths))
+        for measured in scored.metrics:
+            one = SampleValues(
+                variant=unit.variant,
+                task=unit.task,
+                metric=measured.metric,
+                context_factor=unit.factor,
+                values=measured.values,
+                depths=measured.depths,
+            )
+            values.append(one)
+            scores.append(_score_of(one, length, seconds))
         result = UnitResult(
-            digest=digest, scores=tuple(scores), values=tuple(values), curve=found.curve, seconds=seconds
+            digest=digest, scores=tuple(scores), values=tuple(values), curve=scored.curve, seconds=seconds
         )
-        return result, found.records
+        return result, scored.records
 
     def _length(self, unit: Unit) -> int:
-        return unit.factor * self._prepared.context
+        return unit.factor * self._inputs.context
 
     def _model(self, unit: Unit) -> "PreTrainedModel":
         """The unit's model; the one before is let go first, so that two never share the memory."""
@@ -103,11 +108,11 @@ class UnitScorer:
                 unit.variant,
                 self._models.folder(unit.variant),
                 unit.factor if depends_on_factor(unit.variant) else self._config.longest,
-                context=self._prepared.context,
+                context=self._inputs.context,
                 softmax_scale_c=self._config.softmax_scale_c,
                 factors=factors,
                 dtype=self._config.dtype,
-                device=self._prepared.device,
+                device=self._inputs.device,
             )
             self._loaded = unit.model, model
         if unit.variant in LENGTH_DEPENDENT:
@@ -118,33 +123,33 @@ class UnitScorer:
         """LongRoPE2's, given or searched."""
         if unit.variant != "longrope2":
             return ()
-        given = self._prepared.rescale.get(unit.factor)
-        return given or searched(self._config, self._models, self._prepared, unit.factor, self._out_dir)
+        given = self._inputs.rescale.get(unit.factor)
+        return given or searched(self._config, self._models, self._inputs, unit.factor, self._out_dir)
 
     def _window(self, unit: Unit) -> int | None:
         """Tokens that the model is shown at most."""
-        return self._prepared.context if unit.variant == "crop" else None
+        return self._inputs.context if unit.variant == "crop" else None
 
     def _loss(self, unit: Unit, model: "PreTrainedModel", digest: str) -> Scored:
-        inputs, length = self._prepared, self._length(unit)
+        inputs, length = self._inputs, self._length(unit)
         rows = inputs.rows[unit.factor]
         window = self._window(unit)
-        found = loss_at_length(model, inputs.tokens, length, rows, self._config.batch_tokens, window)
+        loss = loss_at_length(model, inputs.tokens, length, rows, self._config.batch_tokens, window)
         curve = Curve(
-            variant=unit.variant, context_factor=unit.factor, length=length, edges=found.edges, loss=found.by_position
+            variant=unit.variant, context_factor=unit.factor, length=length, edges=loss.edges, loss=loss.by_position
         )
-        return Scored((Measured("nats_per_token", found.by_row),), curve)
+        return Scored((Measured("nats_per_token", loss.by_row),), curve)
 
     def _recall(self, unit: Unit, model: "PreTrainedModel", digest: str) -> Scored:
         samples = self._recall_samples(unit.factor)
-        found = score_recall(model, samples, self._config.batch_tokens, self._window(unit))
-        records = sample_records(samples, found, self._prepared.tokenizer)
-        measured = Measured("exact_match", tuple(found.right.astype(float).tolist()), samples.depths)
+        recall = score_recall(model, samples, self._config.batch_tokens, self._window(unit))
+        records = sample_records(samples, recall, self._inputs.tokenizer)
+        measured = Measured("exact_match", tuple(recall.right.astype(float).tolist()), samples.depths)
         return Scored((measured,), records=records)
 
     def _recall_samples(self, factor: int) -> RecallSamples:
         """Drawn once per length and used for every variant."""
-        inputs, recall = self._prepared, self._config.recall
+        inputs, recall = self._inputs, self._config.recall
         assert recall is not None
         if factor not in self._samples:
             length = factor * inputs.context
@@ -154,7 +159,7 @@ class UnitScorer:
         return self._samples[factor]
 
     def _niah(self, unit: Unit, model: "PreTrainedModel", digest: str) -> Scored:
-        inputs, settings = self._prepared, self._config.niah
+        inputs, settings = self._inputs, self._config.niah
         assert settings is not None
         samples = load_or_draw(
             unit.task,
@@ -170,20 +175,20 @@ class UnitScorer:
         asked = [
             Question(
                 sample.tokens,
-                lambda answer, values=sample.answers: string_match(answer, values),
+                partial(string_match, values=sample.answers),
                 only_grows=True,
                 facts={"depth": sample.depth, "expected": sample.answers},
             )
             for sample in samples
         ]
         records = self._answers(unit, model, digest, asked, settings.new_tokens)
-        depths = () if samples[0].depth is None else tuple(sample.depth for sample in samples)
+        depths = tuple(sample.depth for sample in samples if sample.depth is not None)  # all have one, or none has
         return Scored((Measured("string_match", tuple(record["value"] for record in records), depths),), None, records)
 
     def _longbench(self, unit: Unit, model: "PreTrainedModel", digest: str) -> Scored:
-        items = self._prepared.items[unit.task]
+        items = self._inputs.items[unit.task]
         task = task_over(f"longbench_{unit.task}", items)
-        asked = longbench.questions(task, items, self._prepared.encode_prompt, self._length(unit))
+        asked = longbench.questions(task, items, self._inputs.encode_prompt, self._length(unit))
         records = self._answers(unit, model, digest, asked, longbench.new_tokens(task))
         values = tuple(record["value"] for record in records)
         return Scored((Measured(longbench.METRICS[unit.task], values),), None, records)
@@ -197,7 +202,7 @@ class UnitScorer:
         journal = Journal(self._out_dir / UNITS / f"{unit.name}.answers", digest)
         return score_answers(
             model,
-            self._prepared.tokenizer,
+            self._inputs.tokenizer,
             asked,
             journal,
             new_tokens=new_tokens,
@@ -206,13 +211,29 @@ class UnitScorer:
         )
 
     def _harness(self, unit: Unit, model: "PreTrainedModel", digest: str) -> Scored:
-        found = score_harness(
+        metrics = score_harness(
             model,
-            self._prepared.tokenizer,
+            self._inputs.tokenizer,
             harness_task(self._config, unit.task),
-            self._prepared.items[unit.task],
-            context=self._prepared.context,
+            self._inputs.items[unit.task],
+            context=self._inputs.context,
             batch_tokens=self._config.batch_tokens,
             seed=self._config.seed,
         )
-        return Scored(tuple(Measured(score.metric, score.values) for score in found))
+        return Scored(tuple(Measured(score.metric, score.values) for score in metrics))
+
+
+def _score_of(measured: SampleValues, length: int | None, seconds: float) -> Score:
+    """The mean of what was measured."""
+    value, stderr = mean_and_error(measured.values)
+    return Score(
+        variant=measured.variant,
+        task=measured.task,
+        metric=measured.metric,
+        context_factor=measured.context_factor,
+        length=length,
+        value=value,
+        stderr=stderr,
+        samples=len(measured.values),
+        seconds=seconds,
+    )

@@ -73,10 +73,10 @@ def rows_of(config: EvaluationConfig) -> Iterator[tuple[Family, str, tuple[int, 
     yield "loss", "loss", config.context_factors
     if config.recall is not None:
         yield "recall", "recall", config.context_factors
-    for name in config.niah.tasks if config.niah else ():
-        yield "niah", name, config.niah_factors
-    for name in config.longbench.tasks if config.longbench else ():
-        yield "longbench", name, (config.longbench_factor,)
+    for needle_task in config.niah.tasks if config.niah else ():
+        yield "niah", needle_task, config.niah_factors
+    for longbench_task in config.longbench.tasks if config.longbench else ():
+        yield "longbench", longbench_task, (config.longbench_factor,)
     for task in config.harness:
         yield "harness", task.name, (1,)
 
@@ -145,18 +145,20 @@ def kept(out_dir: Path, unit: Unit, digest: str) -> UnitResult | None:
 
 def scores_of(config: EvaluationConfig, results: dict[Unit, UnitResult]) -> list[Score]:
     """The scores of every variant asked for, by task, variant, length; copied where one unit stands for several."""
-    found = []
-    for variant, unit in cells_of(config, config.variants):
-        found += [score.model_copy(update={"variant": variant}) for score in results[unit].scores]
-    return found
+    return [
+        score.model_copy(update={"variant": variant})
+        for variant, unit in cells_of(config, config.variants)
+        for score in results[unit].scores
+    ]
 
 
 def values_of(config: EvaluationConfig, results: dict[Unit, UnitResult]) -> list[SampleValues]:
     """The values behind `scores_of`, in its order."""
-    found = []
-    for variant, unit in cells_of(config, config.variants):
-        found += [values.model_copy(update={"variant": variant}) for values in results[unit].values]
-    return found
+    return [
+        values.model_copy(update={"variant": variant})
+        for variant, unit in cells_of(config, config.variants)
+        for values in results[unit].values
+    ]
 
 
 def curves_of(config: EvaluationConfig, results: dict[Unit, UnitResult]) -> list[Curve]:

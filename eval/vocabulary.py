@@ -29,9 +29,9 @@ def require_vocabulary_of(source: Path, tokenizer: "PreTrainedTokenizerBase", fo
     except EvaluationError as error:
         log.warning("the source's tokenizer is not compared with the one that is used: %s", error)
         return
-    if found := first_difference(own.get_vocab(), tokenizer.get_vocab()):
+    if difference := first_difference(own.get_vocab(), tokenizer.get_vocab()):
         raise EvaluationError(
-            f"{folder}: another tokenizer than that of {source}: {found}; give the tokenizer that the model was "
+            f"{folder}: another tokenizer than that of {source}: {difference}; give the tokenizer that the model was "
             "trained with"
         )
 

@@ -48,10 +48,10 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
         given = inputs.make(model, arguments, folder)
         for task in arguments.tasks:
-            found = [Case(model, task, "ours"), *(Case(model, task, f"lm-eval, batch {n}") for n in arguments.batches)]
-            cases += found
+            ways = [Case(model, task, "ours"), *(Case(model, task, f"lm-eval, batch {n}") for n in arguments.batches)]
+            cases += ways
             for _ in range(arguments.repeat):
-                for case in found:
+                for case in ways:
                     try:
                         answers = run(case, given, folder, project)
                     except measure.CommandFailed as error:
@@ -94,8 +94,8 @@ def run(case: Case, given: inputs.Inputs, folder: Path, project: Path) -> dict[i
     name = f"{case.task}-{given.factor}x"
     if case.way == "ours":
         config = given.config | {"niah": given.config["niah"] | {"tasks": [case.task]}}
-        wanted = {"source": str(given.source), "validation": str(given.validation), "out": str(out), "config": config}
-        command = [sys.executable, "-m", "benchmarks.evaluation.our_way", json.dumps(wanted)]
+        settings = {"source": str(given.source), "validation": str(given.validation), "out": str(out), "config": config}
+        command = [sys.executable, "-m", "benchmarks.evaluation.our_way", json.dumps(settings)]
     else:
         shutil.rmtree(folder / "theirs", ignore_errors=True)
         arguments = f"pretrained={given.source},dtype=float32,max_length={given.length}"
@@ -113,9 +113,9 @@ def read_ours(case: Case, out: Path, name: str) -> dict[int, str]:
     """Answers, and the time that the unit's scoring took."""
     task, factor = name.rsplit("-", 1)
     (unit,) = (out / "units").glob(f"{task}-*-{factor}.json")
-    found = json.loads(unit.read_text())
-    case.scoring.append(found["seconds"])
-    case.score = found["scores"][0]["value"]
+    result = json.loads(unit.read_text())
+    case.scoring.append(result["seconds"])
+    case.score = result["scores"][0]["value"]
     (lines,) = out.glob(f"samples-{task}-*-{factor}.jsonl")
     return {record["index"]: record["got"] for record in map(json.loads, lines.read_text().splitlines())}
 
@@ -125,10 +125,10 @@ def read_theirs(case: Case, folder: Path, samples: Path, name: str) -> dict[int,
     (results,) = folder.rglob("results_*.json")
     case.scoring.append(float(json.loads(results.read_text())["total_evaluation_time_seconds"]))
     (lines,) = folder.rglob(f"samples_{name}_*.jsonl")
-    found = {one["doc_id"]: one["resps"][0][0] for one in map(json.loads, lines.read_text().splitlines())}
-    wanted = [json.loads(line)["outputs"] for line in (samples / f"{name}.jsonl").read_text().splitlines()]
-    case.score = sum(string_match(found[index], values) for index, values in enumerate(wanted)) / len(wanted)
-    return found
+    answers = {one["doc_id"]: one["resps"][0][0] for one in map(json.loads, lines.read_text().splitlines())}
+    right = [json.loads(line)["outputs"] for line in (samples / f"{name}.jsonl").read_text().splitlines()]
+    case.score = sum(string_match(answers[index], values) for index, values in enumerate(right)) / len(right)
+    return answers
 
 
 def compare(case: Case, own: dict[int, str], theirs: dict[int, str]) -> list[str]:

@@ -104,6 +104,11 @@ class _Trunk:
         _read(self._model, self.cache, [tokens[known:]], batch_tokens)
         self.tokens = list(tokens)
 
+    def begin(self, rows: "RoomyCache", tokens: int) -> None:
+        """Gives every one of `rows` the first `tokens` tokens of what it holds."""
+        assert self.cache is not None and tokens <= len(self.tokens)
+        rows.start_from(self.cache, tokens)
+
 
 def _read_batch(
     model: "PreTrainedModel",
@@ -140,7 +145,7 @@ def _read_batch(
             trunk.reach(part[0][:start], batch_tokens)
         start = max(start, known)
         if start:
-            rows.start_from(trunk.cache, start)
+            trunk.begin(rows, start)
         states.append(_read(model, rows, [prompt[start:] for prompt in part], batch_tokens))
     cache.show(length)
     return cache, torch.cat(states)

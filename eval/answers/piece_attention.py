@@ -25,7 +25,7 @@ def attending_in_pieces(model: "PreTrainedModel") -> Iterator[None]:
 
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, lambda *_, **__: None)
-    before = model.config._attn_implementation
+    before = model.config._attn_implementation  # the only name that transformers gives it
     model.set_attn_implementation(NAME)
     try:
         yield

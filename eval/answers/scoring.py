@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from eval.answers.generation import generate
 from eval.answers.journal import Journal, Record
+from eval.models import decoded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,18 +42,17 @@ def score_answers(
     left = [index for index in range(len(questions)) if index not in journal.records]
     if len(left) < len(questions):
         log.info("%d of %d answers are there already", len(questions) - len(left), len(questions))
-    ends = end_tokens(model, tokenizer)
-
-    end = tokenizer.eos_token or ""
+    ends, end = end_tokens(model, tokenizer), str(tokenizer.eos_token or "")
 
     def text(tokens: list[int]) -> str:
         """Up to the token that ends it, or up to that token's text in other tokens, which lm-eval takes for an end."""
-        found = tokenizer.decode(tokens[:-1] if tokens[-1] in ends else tokens, skip_special_tokens=True)
-        return found.split(end)[0] if end else found
+        body = decoded(tokenizer, tokens[:-1] if tokens[-1] in ends else tokens, skip_special_tokens=True)
+        return body.split(end)[0] if end else body
 
     def stop(place: int, tokens: list[int]) -> bool:
-        question, shown = questions[left[place]], tokenizer.decode(tokens)
-        return tokens[-1] in ends or (end and end in shown) or (question.only_grows and question.score(shown) == 1)
+        question, shown = questions[left[place]], decoded(tokenizer, tokens)
+        is_at_an_end = tokens[-1] in ends or (end != "" and end in shown)
+        return is_at_an_end or (question.only_grows and question.score(shown) == 1)
 
     answers = generate(
         model,

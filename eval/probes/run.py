@@ -2,7 +2,6 @@
 
 import csv
 import io
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -126,11 +125,24 @@ def run(subjects: list[Subject], text: np.ndarray | None, *, length: int, seed: 
         if text is not None:
             cases.append(("text", 0.0, embedded(model, text[:length].tolist())))
         for sequence, epsilon, embeddings in cases:
-            where = {"subject": subject.name, "sequence": sequence, "epsilon": epsilon}
-            layers += [Layer(**where, **asdict(found)) for found in probe(model, embeddings)]
+            layers += [layer_of(subject, sequence, epsilon, probed) for probed in probe(model, embeddings)]
         del model
     return ProbeResults(
         length=length, seed=seed, subjects=tuple(subjects), layers=tuple(layers), slopes=tuple(slopes(layers))
+    )
+
+
+def layer_of(subject: Subject, sequence: Sequence, epsilon: float, probed: LayerProbe) -> Layer:
+    """The record of one layer."""
+    return Layer(
+        subject=subject.name,
+        sequence=sequence,
+        epsilon=epsilon,
+        layer=probed.layer,
+        prefix_spread=probed.prefix_spread,
+        bias=probed.bias,
+        query_grad=probed.query_grad,
+        key_grad=probed.key_grad,
     )
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -76,16 +76,17 @@ def probe(model: "PreTrainedModel", embeddings: Tensor) -> list[LayerProbe]:
     Raises: EvaluationError if the model does not give its attention.
     """
     weights = {kind: centred_weights(kind, len(embeddings)) for kind in BIASES}
-    found = model.model(
+    decoder: Any = model.model
+    states = decoder(
         inputs_embeds=embeddings.to(model.dtype)[None],
         output_attentions=True,
         output_hidden_states=True,
         use_cache=False,
     )
-    if not found.attentions or found.attentions[0] is None:
+    if not states.attentions or states.attentions[0] is None:
         raise EvaluationError(f"{type(model).__name__} does not give its attention; probe a model of another class")
     probes = []
-    for number, (layer, attention) in enumerate(zip(model.model.layers, found.attentions, strict=True)):
+    for number, (layer, attention) in enumerate(zip(decoder.layers, states.attentions, strict=True)):
         biases = {kind: positional_bias(attention[0], weights[kind]) for kind in BIASES}
         parameters = [layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight]
         heads = len(attention[0])
@@ -99,7 +100,7 @@ def probe(model: "PreTrainedModel", embeddings: Tensor) -> list[LayerProbe]:
         probes.append(
             LayerProbe(
                 layer=number,
-                prefix_spread=prefix_spread(found.hidden_states[number][0].detach()),
+                prefix_spread=prefix_spread(states.hidden_states[number][0].detach()),
                 bias={kind: float(bias.detach().abs().mean()) for kind, bias in biases.items()},
                 query_grad={kind: norm[0] for kind, norm in norms.items()},
                 key_grad={kind: norm[1] for kind, norm in norms.items()},
@@ -115,7 +116,8 @@ def constant(model: "PreTrainedModel", token: int, length: int) -> Tensor:
 
 def embedded(model: "PreTrainedModel", tokens: Sequence[int]) -> Tensor:
     """Input embeddings [length, hidden] of tokens."""
-    return model.get_input_embeddings().weight.detach()[torch.tensor([*tokens])]
+    embeddings: Any = model.get_input_embeddings()
+    return embeddings.weight.detach()[torch.tensor([*tokens])]
 
 
 def perturbed(embeddings: Tensor, epsilon: float, seed: int) -> Tensor:
@@ -146,13 +148,17 @@ def load_model(folder: Path, *, rope: bool, seed: int | None, dtype: torch.dtype
     config = read_config(folder)
     if not rope:
         config = without_rope(config)
-    settings = {"attn_implementation": "eager", "dtype": dtype}
     if seed is None:
         return AutoModelForCausalLM.from_pretrained(
-            folder, config=config, local_files_only=True, weights_only=True, **settings
+            folder,
+            config=config,
+            local_files_only=True,
+            weights_only=True,
+            attn_implementation="eager",
+            dtype=dtype,
         ).eval()
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config, **settings).eval()
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype).eval()
 
 
 def without_rope(config: "PretrainedConfig") -> "PretrainedConfig":

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -39,16 +40,17 @@ def read_task_data(config: EvaluationConfig) -> TaskData:
     items: dict[str, list[dict[str, Any]]] = {}
     essays: tuple[str, ...] = ()
     missing = {}
-    wanted = [(task.name, partial(read_items, task)) for task in config.harness]
+    readers: list[tuple[str, Callable[[], list[dict[str, Any]]]]] = []
+    readers += [(task.name, partial(read_items, task)) for task in config.harness]
     if config.longbench is not None:
-        wanted += [(name, partial(load_items, name, config.longbench)) for name in config.longbench.tasks]
-    for name, read in wanted:
+        readers += [(name, partial(load_items, name, config.longbench)) for name in config.longbench.tasks]
+    for name, read in readers:
         try:
             items[name] = read()
         except EvaluationError as error:
             missing[name] = str(error)
     in_essays = [name for name in config.niah.tasks if TASKS[name].haystack == "essays"] if config.niah else []
-    if in_essays:
+    if config.niah is not None and in_essays:
         try:
             essays = read_essays(config.niah.essays)
         except EvaluationError as error:
@@ -69,8 +71,10 @@ def check_needles(
     config: EvaluationConfig, essays: tuple[str, ...], tokenizer: "PreTrainedTokenizerBase", context: int
 ) -> None:
     """Raises: EvaluationError if a needle task's question does not fit its shortest length."""
-    for name in config.niah.tasks if config.niah else ():
-        one, shortest = config.niah.model_copy(update={"samples": 1}), config.niah_factors[0] * context
+    if config.niah is None:
+        return
+    one, shortest = config.niah.model_copy(update={"samples": 1}), config.niah_factors[0] * context
+    for name in config.niah.tasks:
         draw_samples(name, one, essays, tokenizer.encode, shortest, config.seed)
 
 

@@ -38,7 +38,7 @@ def token_losses(model: "PreTrainedModel", rows: np.ndarray, batch_tokens: int) 
         for part, states in hidden_states(model, rows[:, :-1], batch_tokens):
             targets = torch.from_numpy(rows[part, 1:].astype(np.int64)).to(model.device).flatten()
             pieces = zip(states.flatten(0, 1).split(positions), targets.split(positions), strict=True)
-            flat = [cross_entropy(head(piece).float(), wanted, reduction="none") for piece, wanted in pieces]
+            flat = [cross_entropy(head(piece).float(), tokens, reduction="none") for piece, tokens in pieces]
             losses[part] = torch.cat(flat).view(states.shape[:2]).cpu().numpy()
     return losses
 
@@ -53,10 +53,10 @@ def cropped_losses(model: "PreTrainedModel", rows: np.ndarray, window: int, batc
         return token_losses(model, rows, batch_tokens)
     starts = [*range(0, length - window, step), length - window]
     cut = np.stack([rows[:, start : start + window + 1] for start in starts], axis=1)
-    found = token_losses(model, cut.reshape(-1, window + 1), batch_tokens).reshape(len(rows), len(starts), window)
+    by_window = token_losses(model, cut.reshape(-1, window + 1), batch_tokens).reshape(len(rows), len(starts), window)
     losses = np.empty((len(rows), length))
     for number, start in reversed([*enumerate(starts)]):
-        losses[:, start : start + window] = found[:, number]  # a token counts where the most stands before it
+        losses[:, start : start + window] = by_window[:, number]  # a token counts where the most stands before it
     return losses
 
 

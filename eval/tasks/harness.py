@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -90,12 +90,12 @@ def task_config(task: HarnessTask, items: list[dict[str, Any]]) -> dict[str, Any
     from datasets import Dataset
 
     if "query" in items[0]:
-        fields = {
+        fields: dict[str, Callable[[dict[str, Any]], Any]] = {
             "doc_to_text": lambda item: item["query"] + task.suffix,
             "doc_to_choice": lambda item: item["choices"],
             "doc_to_target": lambda item: item["gold"],
         }
-        metrics = ("acc", "acc_norm")
+        metrics: tuple[str, ...] = ("acc", "acc_norm")
     else:
         fields = {
             "doc_to_text": lambda item: item["gold"],
@@ -146,15 +146,15 @@ def score_harness(
             torch_random_seed=seed,
             fewshot_random_seed=seed,
         )
-    found = results["results"][task.name]
+    means = results["results"][task.name]
     samples = results["n-samples"][task.name]["effective"]
-    metrics = [name for name in ("acc", "acc_norm") if f"{name},none" in found]
+    metrics = [name for name in ("acc", "acc_norm") if f"{name},none" in means]
     items_scored = sorted(results["samples"][task.name], key=lambda item: item["doc_id"])
     return [
         HarnessScore(
             name,
-            float(found[f"{name},none"]),
-            _number(found[f"{name}_stderr,none"]),
+            float(means[f"{name},none"]),
+            _number(means[f"{name}_stderr,none"]),
             samples,
             tuple(float(item[name]) for item in items_scored),
         )
@@ -166,17 +166,17 @@ def score_harness(
 def _without_notes() -> Iterator[None]:
     """Drop lm-eval's warnings on what is meant here (a loaded model, items in memory); others stay."""
 
-    def wanted(record: logging.LogRecord) -> bool:
+    def is_news(record: logging.LogRecord) -> bool:
         return not any(note in record.getMessage() for note in _NOTES)
 
     loggers = [logging.getLogger(name) for name in ("lm_eval.models.huggingface", "lm_eval.api.task")]
     for logger in loggers:
-        logger.addFilter(wanted)
+        logger.addFilter(is_news)
     try:
         yield
     finally:
         for logger in loggers:
-            logger.removeFilter(wanted)
+            logger.removeFilter(is_news)
 
 
 def _number(value: float | str) -> float | None:

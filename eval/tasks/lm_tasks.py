@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.config import LmTask
 from eval.errors import EvaluationError
 from eval.tasks.hub import offline
 
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
-_FOLDERS: dict[LmTask, str] = {
+_FOLDERS: dict[str, str] = {
     "arc_easy": "arc",
     "arc_challenge": "arc",
     "hellaswag": "hellaswag",
@@ -33,8 +32,11 @@ def manager(name: str) -> "TaskManager":
 
 
 def _folder(name: str) -> Path:
-    inside = _FOLDERS.get(name, "longbench")
-    return Path(find_spec("lm_eval").submodule_search_locations[0]) / "tasks" / inside
+    """lm-eval's folder of a task, found without importing lm-eval."""
+    package = find_spec("lm_eval")
+    if package is None or package.origin is None:
+        raise EvaluationError(f"{name}: lm-eval is not installed; pip install lm-eval")
+    return Path(package.origin).parent / "tasks" / _FOLDERS.get(name, "longbench")
 
 
 def load_task(name: str, field: str) -> "Task":

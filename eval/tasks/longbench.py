@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,12 @@ from eval.answers.scoring import Question
 from eval.config import LongBenchConfig, LongBenchTask
 from eval.errors import EvaluationError
 from eval.tasks.lm_tasks import documents, load_task
+from foundation.install import install_hint
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
-METRICS: dict[LongBenchTask, str] = {
+METRICS: dict[str, str] = {
     "multifieldqa_en": "qa_f1",
     "musique": "qa_f1",
     "gov_report": "rouge_l",
@@ -31,9 +33,7 @@ def load_items(name: LongBenchTask, config: LongBenchConfig) -> list[dict[str, A
     """
     for package in _METRIC_PACKAGES:
         if find_spec(package) is None:
-            raise EvaluationError(
-                f"longbench: its metrics need {package}; install it with pip install drope[longbench]"
-            )
+            raise EvaluationError(f"longbench: its metrics need {package}; install it with {install_hint('longbench')}")
     if config.folder is None:
         return documents(load_task(f"longbench_{name}", "longbench.folder"))[: config.limit]
     path = config.folder / f"{name}.jsonl"
@@ -72,19 +72,23 @@ def questions(task: "Task", items: Sequence[dict[str, Any]], encode: Encode, len
     encode: text to token ids with the special tokens of a prompt.
     """
     most = length - new_tokens(task)
-    found = []
+    asked = []
     for item in items:
         whole = encode(task.doc_to_text(item))
         prompt = _fit(whole, most)
-        found.append(
+        asked.append(
             Question(
                 prompt=tuple(prompt),
-                score=lambda answer, item=item: float(task.process_results(item, [answer])["score"]),
+                score=partial(_score, task, item),
                 only_grows=False,
                 facts={"prompt_tokens": len(prompt), "cut": len(whole) > most, "expected": item["answers"]},
             )
         )
-    return found
+    return asked
+
+
+def _score(task: "Task", item: dict[str, Any], answer: str) -> float:
+    return float(task.process_results(item, [answer])["score"])
 
 
 def _fit(tokens: Sequence[int], most: int) -> Sequence[int]:

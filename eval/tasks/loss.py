@@ -27,9 +27,9 @@ class LossByLength:
     by_row: tuple[float, ...]
 
 
-def rows_at(available: int, wanted: int, length: int) -> int:
-    """Rows of `length` predicted tokens: as many as `wanted` tokens make, at least one, no more than there are."""
-    return min(max(1, wanted // length), (available - 1) // length)
+def rows_at(available: int, asked: int, length: int) -> int:
+    """Rows of `length` predicted tokens: as many as the `asked` tokens make, at least one, no more than there are."""
+    return min(max(1, asked // length), (available - 1) // length)
 
 
 def cut_rows(tokens: np.ndarray, length: int, rows: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eval.models import decoded
 from eval.statistics import mean_and_error
 from eval.tasks.forward import greedy_tokens
 from eval.tasks.recall_samples import RecallSamples
@@ -61,8 +62,8 @@ def sample_records(
                 "key": samples.keys[index],
                 "value": samples.values[index],
                 "depth": round(samples.depths[index], 4),
-                "expected": tokenizer.decode(expected),
-                "got": tokenizer.decode(list(score.given[index])),
+                "expected": decoded(tokenizer, expected),
+                "got": decoded(tokenizer, score.given[index]),
                 "right": bool(score.right[index]),
             }
         )

@@ -61,12 +61,12 @@ def _words(words: tuple[str, ...] | Path, field: str) -> tuple[str, ...]:
     if isinstance(words, tuple):
         return words
     try:
-        found = json.loads(words.read_text(encoding="utf-8"))
+        content = json.loads(words.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EvaluationError(f"recall.{field}: {words} does not exist; give a JSON file or the {field}") from None
     except (OSError, ValueError) as error:
         raise EvaluationError(f"recall.{field}: {words}: unknown format, not JSON: {error}") from None
-    listed = found.get(field) if isinstance(found, dict) else None
+    listed = content.get(field) if isinstance(content, dict) else None
     if not isinstance(listed, list) or not listed or not all(isinstance(word, str) and word for word in listed):
         raise EvaluationError(f'recall.{field}: {words}: needs "{field}": a list of words, none empty')
     if len(set(listed)) < len(listed):

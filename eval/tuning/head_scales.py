@@ -155,11 +155,11 @@ def mean_loss(model: "PreTrainedModel", rows: np.ndarray) -> "torch.Tensor":
     targets = ids[:, 1:].flatten()
     positions = max(1, LOGIT_ELEMENTS // model.config.vocab_size)
 
-    def summed(piece: "torch.Tensor", wanted: "torch.Tensor") -> "torch.Tensor":
-        return cross_entropy(head(piece).float(), wanted, reduction="sum")
+    def summed(piece: "torch.Tensor", tokens: "torch.Tensor") -> "torch.Tensor":
+        return cross_entropy(head(piece).float(), tokens, reduction="sum")
 
     pieces = zip(states.split(positions), targets.split(positions), strict=True)
-    return sum(checkpoint(summed, piece, wanted, use_reentrant=False) for piece, wanted in pieces) / len(targets)
+    return sum(checkpoint(summed, piece, tokens, use_reentrant=False) for piece, tokens in pieces) / len(targets)
 
 
 @contextmanager

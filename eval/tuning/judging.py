@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from eval.config import EvaluationConfig
+from eval.config import EvaluationConfig, RecallConfig
 from eval.inputs import Inputs
 from eval.tasks.forward import token_losses
 from eval.tasks.loss import cut_rows
@@ -44,15 +44,15 @@ class Judge:
         return float(np.average(self.by_row(model), weights=self.counts))
 
 
-def needles(config: EvaluationConfig, inputs: Inputs, length: int, samples: int) -> Judge:
+def needles(recall: RecallConfig, config: EvaluationConfig, inputs: Inputs, length: int, samples: int) -> Judge:
     """The answers of `samples` recall samples of `length` tokens, drawn with another seed than the scored ones.
 
-    Such answers are what LongRoPE2 (arXiv:2502.20082) judges by. The config must have recall.
+    Such answers are what LongRoPE2 (arXiv:2502.20082) judges by.
     """
-    asked = config.recall.model_copy(update={"samples": samples})
-    found = recall_samples(asked, inputs.encode, inputs.tokens, length, config.seed + 1, inputs.prefix)
-    answers = np.arange(found.tokens.shape[1] - 1)[None, :] >= found.answer_starts[:, None] - 1
-    return Judge("needles", found.tokens, answers, config.batch_tokens)
+    asked = recall.model_copy(update={"samples": samples})
+    drawn = recall_samples(asked, inputs.encode, inputs.tokens, length, config.seed + 1, inputs.prefix)
+    answers = np.arange(drawn.tokens.shape[1] - 1)[None, :] >= drawn.answer_starts[:, None] - 1
+    return Judge("needles", drawn.tokens, answers, config.batch_tokens)
 
 
 def text(tokens: np.ndarray, length: int, rows: int, batch_tokens: int) -> Judge:

@@ -15,7 +15,7 @@ from eval.inputs import Inputs
 from eval.models import Models, head_dim_of, read_config
 from eval.tuning.judging import Judge, needles, text
 from eval.variants.loading import load_variant
-from eval.variants.longrope2 import Found, first_candidates, search
+from eval.variants.longrope2 import first_candidates, search
 from foundation.files import write_text
 
 if TYPE_CHECKING:
@@ -52,29 +52,36 @@ def searched(config: EvaluationConfig, models: Models, inputs: Inputs, factor: i
     shape, settings = read_config(models.source), config.longrope2
     theta, width = shape.rope_parameters["rope_theta"], head_dim_of(shape)
     first = first_candidates(theta, width, inputs.context, factor)
-    sizes = {"context": inputs.context, "dtype": config.dtype, "device": inputs.device}
-    model = load_variant("longrope2", models.source, factor, factors=first[0].factors, **sizes)
+    model = load_variant(
+        "longrope2",
+        models.source,
+        factor,
+        context=inputs.context,
+        factors=first[0].factors,
+        dtype=config.dtype,
+        device=inputs.device,
+    )
     judge = _judge(config, inputs, factor)
     total = len(first) + settings.population * settings.generations
     with tqdm(total=total, desc=f"longrope2 {factor}x", unit="candidate", disable=None) as bar:
 
-        def told(best: float) -> None:
+        def show(best: float) -> None:
             bar.update()
             bar.set_postfix_str(f"loss {best:.4f}")
 
-        found: Found = search(
+        best = search(
             lambda factors: judge.loss(with_factors(model, factors, theta)),
             first,
             factor,
             population=settings.population,
             generations=settings.generations,
             seed=config.seed,
-            told=told,
+            on_judged=show,
         )
-    facts = {"factors": found.factors, "critical": found.critical, "judged_by": judge.kind, "loss": found.loss}
-    write_text(path, Rescale(digest=digest, **facts).model_dump_json(indent=1) + "\n", RUN_AGAIN)
-    log.info("longrope2 %dx: critical pair %d, loss %.4f on %s", factor, found.critical, found.loss, judge.kind)
-    return found.factors
+    rescale = Rescale(digest=digest, factors=best.factors, critical=best.critical, judged_by=judge.kind, loss=best.loss)
+    write_text(path, rescale.model_dump_json(indent=1) + "\n", RUN_AGAIN)
+    log.info("longrope2 %dx: critical pair %d, loss %.4f on %s", factor, best.critical, best.loss, judge.kind)
+    return best.factors
 
 
 def with_factors(model: "PreTrainedModel", factors: Sequence[float], theta: float) -> "PreTrainedModel":
@@ -91,7 +98,7 @@ def _judge(config: EvaluationConfig, inputs: Inputs, factor: int) -> Judge:
     """What a candidate is judged by."""
     length = factor * inputs.context
     if config.recall is not None:
-        return needles(config, inputs, length, _NEEDLE_SAMPLES)
+        return needles(config.recall, config, inputs, length, _NEEDLE_SAMPLES)
     return text(inputs.unscored, length, max(1, config.longrope2.tokens // length), config.batch_tokens)
 
 
@@ -99,7 +106,7 @@ def _digest(config: EvaluationConfig, inputs: Inputs, factor: int) -> str:
     facts = {
         "factor": factor,
         "longrope2": config.longrope2.model_dump(mode="json"),
-        "recall": config.recall and config.recall.model_dump(mode="json"),
+        "recall": config.recall.model_dump(mode="json") if config.recall is not None else None,
         "numbers": config.model_dump(mode="json", include={"dtype", "seed", "device", "batch_tokens"}),
         "inputs": {role: inputs.digests.get(role) for role in ("source", "tokenizer", "validation", "words")},
         "scored": len(inputs.tokens),
@@ -111,8 +118,8 @@ def _kept(path: Path, digest: str) -> Rescale | None:
     if not path.is_file():
         return None
     try:
-        found = Rescale.model_validate_json(path.read_bytes())
+        rescale = Rescale.model_validate_json(path.read_bytes())
     except ValidationError:
         log.warning("%s is unreadable; searching again", path)
         return None
-    return found if found.digest == digest else None
+    return rescale if rescale.digest == digest else None

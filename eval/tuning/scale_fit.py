@@ -22,15 +22,15 @@ def minimised(loss: Callable[[float], float]) -> float:
 
     tried: dict[float, float] = {}
 
-    def told(beta: float) -> float:
+    def try_beta(beta: float) -> float:
         tried[float(beta)] = loss(float(beta))
         return tried[float(beta)]
 
     for beta in GRID:
-        told(beta)
+        try_beta(beta)
     best = min(range(len(GRID)), key=lambda index: tried[GRID[index]])
     bounds = GRID[max(0, best - 1)], GRID[min(len(GRID) - 1, best + 1)]
-    minimize_scalar(told, bounds=bounds, method="bounded", options={"xatol": _TOLERANCE, "maxiter": _REFINED})
+    minimize_scalar(try_beta, bounds=bounds, method="bounded", options={"xatol": _TOLERANCE, "maxiter": _REFINED})
     return min(tried, key=tried.__getitem__)
 
 

@@ -116,24 +116,24 @@ class Tuning:
     """What a scale is tuned with: nothing of it is scored by the evaluation.
 
     tokens: [n] held-out text beyond the scored, for rows to judge or to train by; check: [m] that follows it, for rows
-    that neither beta nor a head's scale has seen. wanted: tokens of such rows. samples: needles.
+    that neither beta nor a head's scale has seen. row_tokens: of such rows in all. samples: needles.
     """
 
     config: EvaluationConfig
     inputs: Inputs
     tokens: np.ndarray
     check: np.ndarray
-    wanted: int
+    row_tokens: int
     samples: int
 
     def judge(self, length: int) -> Judge:
         """Needle answers where the recipe has recall, else text."""
         if self.config.recall is not None:
-            return needles(self.config, self.inputs, length, self.samples)
+            return needles(self.config.recall, self.config, self.inputs, length, self.samples)
         return self.text(length)
 
     def text(self, length: int) -> Judge:
-        """Rows of the text to tune on, `wanted` tokens in all and at least one."""
+        """Rows of the text to tune on, `row_tokens` tokens in all and at least one."""
         return text(self.tokens, length, self._rows(self.tokens, length), self.config.batch_tokens)
 
     def unseen(self, length: int) -> Judge | None:
@@ -142,7 +142,7 @@ class Tuning:
         return text(self.check, length, rows, self.config.batch_tokens) if rows else None
 
     def _rows(self, tokens: np.ndarray, length: int) -> int:
-        return min(max(1, self.wanted // length), max(0, (len(tokens) - 1) // length))
+        return min(max(1, self.row_tokens // length), max(0, (len(tokens) - 1) // length))
 
 
 def prepare_tuning(
@@ -170,7 +170,7 @@ def prepare_tuning(
 
 
 def _unscored(
-    models: Models, inputs: Inputs, longest: int, wanted: int, *, share: bool
+    models: Models, inputs: Inputs, longest: int, asked: int, *, share: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Held-out tokens after the scored ones: for at least one row of `longest` tokens; and others to check by.
 
@@ -185,13 +185,13 @@ def _unscored(
             f"validation: {available + scored} tokens, of which {scored} are scored by the evaluation; a scale is "
             f"tuned on others, at least {longest + 1}; prepare more validation text, or lower evaluation.loss.tokens"
         )
-    size, parts = max(wanted, longest) + 1, 2 if share else 1
-    found = read_tokens(datasets, scored + parts * size)[scored:]
-    if len(found) < parts * size:
-        log.warning("validation: %d tokens are not scored, %d are asked for; all are taken", len(found), parts * size)
+    size, parts = max(asked, longest) + 1, 2 if share else 1
+    tokens = read_tokens(datasets, scored + parts * size)[scored:]
+    if len(tokens) < parts * size:
+        log.warning("validation: %d tokens are not scored, %d are asked for; all are taken", len(tokens), parts * size)
     if share:
-        size = max(longest + 1, min(size, len(found) // 2))
-    return found[:size], found[size:]
+        size = max(longest + 1, min(size, len(tokens) // 2))
+    return tokens[:size], tokens[size:]
 
 
 class QueryScale:
@@ -214,23 +214,29 @@ class QueryScale:
 
 def load_model(tuning: Tuning, models: Models, factor: float) -> "PreTrainedModel":
     """The exported model for lengths up to `factor` times the training length."""
-    sizes = {"context": tuning.inputs.context, "dtype": tuning.config.dtype, "device": tuning.inputs.device}
-    return load_variant("drope", models.folder("drope"), int(np.ceil(factor)), **sizes)
+    return load_variant(
+        "drope",
+        models.folder("drope"),
+        int(np.ceil(factor)),
+        context=tuning.inputs.context,
+        dtype=tuning.config.dtype,
+        device=tuning.inputs.device,
+    )
 
 
 class _Curve:
     """Losses of one length at every beta that was tried."""
 
-    def __init__(self, factor: int, judge: Judge, scaled: QueryScale, told: Callable[[], object]) -> None:
+    def __init__(self, factor: int, judge: Judge, scaled: QueryScale, on_loss: Callable[[], object]) -> None:
         self.factor, self.judge = factor, judge
-        self._scaled, self._told = scaled, told
+        self._scaled, self._on_loss = scaled, on_loss
         self.by_row: dict[float, np.ndarray] = {}
 
     def loss(self, beta: float) -> float:
         """Mean loss at a beta; the model is asked once for each."""
         if beta not in self.by_row:
             self.by_row[beta] = self.judge.by_row(self._scaled(beta))
-            self._told()
+            self._on_loss()
         return float(np.average(self.by_row[beta], weights=self.judge.counts))
 
     def draws(self, best: float, seed: int) -> np.ndarray | None:
@@ -280,7 +286,8 @@ def tune(tuning: Tuning, models: Models, model: "PreTrainedModel") -> ScaleResul
     for one in lengths:
         if at_an_end(one.beta):
             log.warning("%dx: the least loss is at the end of what is searched, beta = %.3f", one.factor, one.beta)
-    redrawn = None if any(drawn is None for drawn in draws) else fitted_c(factors, np.stack(draws, axis=-1))
+    complete = [drawn for drawn in draws if drawn is not None]
+    redrawn = fitted_c(factors, np.stack(complete, axis=-1)) if len(complete) == len(draws) else None
     return ScaleResults(
         model=str(models.folder("drope")),
         model_digest=tuning.inputs.digests["drope"],

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eval.config import Variant
 from eval.errors import EvaluationError
@@ -40,7 +40,7 @@ def load_variant(
     transformers_logging.disable_progress_bar()
     config = variant_config(variant, read_config(folder), factor, context, factors)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=getattr(torch, dtype),
@@ -54,6 +54,7 @@ def load_variant(
     except (RuntimeError, OSError, ValueError, EOFError) as error:
         reason = " ".join(str(error).split())[:300]
         raise EvaluationError(f"{folder}: the weights do not load: {reason}") from None
+    model, report = loaded
     for kind in ("missing_keys", "unexpected_keys"):
         if report[kind]:
             names = sorted(report[kind])

@@ -38,7 +38,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Found:
+class Rescaling:
     """The best candidate, and the loss by which it was judged."""
 
     factors: tuple[float, ...]
@@ -48,8 +48,8 @@ class Found:
 
 def critical_pair(theta: float, head_dim: int, context: int) -> int:
     """The first pair that does not turn once in `context` tokens: ceil(d/2 log_theta(C / 2 pi)), section 3.1."""
-    found = math.ceil(head_dim / 2 * math.log(context / (2 * math.pi)) / math.log(theta))
-    return min(max(found, 0), head_dim // 2 - 1)
+    pair = math.ceil(head_dim / 2 * math.log(context / (2 * math.pi)) / math.log(theta))
+    return min(max(pair, 0), head_dim // 2 - 1)
 
 
 def first_candidates(theta: float, head_dim: int, context: int, factor: float) -> list[Candidate]:
@@ -76,11 +76,11 @@ def search(
     population: int,
     generations: int,
     seed: int,
-    told: Callable[[float], None] = lambda best: None,
-) -> Found:
+    on_judged: Callable[[float], None] = lambda best: None,
+) -> Rescaling:
     """The factors of the lowest `loss`; never worse than all of `first`. The same for the same arguments.
 
-    told: called after every judged candidate with the lowest loss so far.
+    on_judged: called after every judged candidate with the lowest loss so far.
     """
     draw, judged = np.random.default_rng(seed), {}
 
@@ -88,7 +88,7 @@ def search(
         for candidate in candidates:
             if candidate not in judged:
                 judged[candidate] = loss(candidate.factors)
-            told(min(judged.values()))
+            on_judged(min(judged.values()))
 
     judge([*first])
     parents = [*first]
@@ -96,7 +96,7 @@ def search(
         judge([mutated(parents[draw.integers(len(parents))], factor, draw) for _ in range(population)])
         parents = sorted(judged, key=judged.__getitem__)[: max(2, round(_PARENTS * population))]
     best = min(judged, key=judged.__getitem__)
-    return Found(best.factors, best.critical, judged[best])
+    return Rescaling(best.factors, best.critical, judged[best])
 
 
 def read_factors(config: LongRopeConfig, context_factors: Sequence[int], pairs: int) -> dict[int, tuple[float, ...]]:

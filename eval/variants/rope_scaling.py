@@ -46,7 +46,7 @@ def scaled_rope(
     (positions divided by s); YaRN, arXiv:2309.00071; LongRoPE2, arXiv:2502.20082; dynamic NTK: emozilla (2023),
     "Dynamically scaled RoPE": NTK's base with s l / C - (s - 1) in place of s, l being the length read.
     """
-    rope = {"rope_theta": theta, "factor": float(factor)}
+    rope: dict[str, Any] = {"rope_theta": theta, "factor": float(factor)}
     if variant == "dynamic_ntk":
         return rope | {"rope_type": "dynamic"}
     if variant == "longrope2":

@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from eval.config import NiahConfig, NiahTask
+from eval.config import NiahConfig
 from eval.digests import digest_text
 from eval.errors import RUN_AGAIN
 from eval.tasks.niah import scoring
@@ -22,7 +22,7 @@ _FORM = 1
 
 
 def load_or_draw(
-    name: NiahTask,
+    name: str,
     config: NiahConfig,
     essays: tuple[str, ...],
     encode: Encode,

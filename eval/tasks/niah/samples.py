@@ -7,7 +7,7 @@ from zlib import crc32
 
 import numpy as np
 
-from eval.config import NiahConfig, NiahTask
+from eval.config import NiahConfig
 from eval.errors import EvaluationError
 from eval.tasks.niah.tasks import NOISE, TASKS, Task, needle, prompt
 from eval.tasks.niah.words import draw
@@ -47,7 +47,7 @@ class _Drawn:
 
 
 def draw_samples(
-    name: NiahTask, config: NiahConfig, essays: Sequence[str], encode: Encode, length: int, seed: int
+    name: str, config: NiahConfig, essays: Sequence[str], encode: Encode, length: int, seed: int
 ) -> list[Sample]:
     """`config.samples` samples whose prompt and `config.new_tokens` fill `length` tokens, and never exceed it.
 
@@ -59,7 +59,7 @@ def draw_samples(
     """
     task, limit = TASKS[name], length - config.new_tokens
     common = None if task.haystack == "needles" else _Haystack.of(task, essays, limit)
-    characters, found = None, []
+    characters, samples = None, []
     for index in range(config.samples):
         rng = np.random.default_rng([seed, crc32(name.encode()), index])
         drawn = _draw(task, index, config.depths, rng)
@@ -70,8 +70,8 @@ def draw_samples(
                 f"niah: a sample of {name} takes {characters} tokens without any haystack, and {config.new_tokens} are "
                 f"for the answer: {length} are too few; take longer lengths, fewer new_tokens or other tasks"
             )
-        found.append(sample)
-    return found
+        samples.append(sample)
+    return samples
 
 
 def _draw(task: Task, index: int, depths: int, rng: np.random.Generator) -> _Drawn:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 def string_match(answer: str, values: Sequence[str]) -> float:
     """Recall over all needles (RULER's string_match_all). More text never lowers it."""
-    found = answer.lower()
-    return sum(value.lower() in found for value in values) / len(values)
+    lower = answer.lower()
+    return sum(value.lower() in lower for value in values) / len(values)
 
 
 def process_results(doc: dict, results: list[str]) -> dict[str, float]:

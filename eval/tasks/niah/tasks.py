@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from eval.config import NiahTask
-
 Haystack = Literal["noise", "essays", "needles"]
 Word = Literal["words", "numbers", "uuids"]
 
@@ -28,7 +26,7 @@ class Task:
         return self.queries * self.values
 
 
-TASKS: dict[NiahTask, Task] = {
+TASKS: dict[str, Task] = {
     "niah_single_1": Task("noise"),
     "niah_single_2": Task("essays"),
     "niah_single_3": Task("essays", value="uuids"),
