@@ -35,18 +35,18 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_other_format_is_refused(prefixes: tuple[Path, ...]) -> None:
     Path(f"{prefixes[0]}.idx").write_bytes(b"no index at all, though long enough")
-    with pytest.raises(EvaluationError, match="unknown format"):
+    with pytest.raises(EvaluationError, match=r"a\.idx: unknown format, not a Megatron index; write it again"):
         open_prefixes(prefixes)
 
 
 def test_truncated_index_is_refused(prefixes: tuple[Path, ...]) -> None:
     index = Path(f"{prefixes[0]}.idx")
     index.write_bytes(index.read_bytes()[:40])
-    with pytest.raises(EvaluationError, match="unknown format"):
+    with pytest.raises(EvaluationError, match=r"a\.idx: unknown format: \w"):
         open_prefixes(prefixes)
 
 
 def test_truncated_tokens_are_refused(prefixes: tuple[Path, ...]) -> None:
     Path(f"{prefixes[0]}.bin").write_bytes(b"\0\0")
-    with pytest.raises(EvaluationError, match="2 bytes, its index wants 8"):
+    with pytest.raises(EvaluationError, match=r"a\.bin has 2 bytes, its index wants 8; write it again"):
         open_prefixes(prefixes)

@@ -42,7 +42,7 @@ def test_llama_at_16_times_its_context_by_hand() -> None:
 
 def test_what_the_settings_change() -> None:
     def of(**changes: Any) -> Any:
-        config = EvaluationConfig.model_validate(CONFIG.model_dump() | changes)
+        config = EvaluationConfig.model_validate(CONFIG.model_dump(by_alias=False) | changes)
         return evaluation_memory(LLAMA, config, 4096)
 
     assert of(dtype="float32").total == 2 * of().total

@@ -143,10 +143,10 @@ def test_goes_on_after_a_kill(
 
 
 def test_results_of_another_form_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="does not exist"):
+    with pytest.raises(EvaluationError, match=r"results\.json does not exist; run the evaluation first"):
         Results.load(tmp_path)
     (tmp_path / "results.json").write_text('{"schema_version": 2}')
-    with pytest.raises(EvaluationError, match=r"unknown format: .*evaluate again"):
+    with pytest.raises(EvaluationError, match=r"unknown format: schema_version: Input should be 3; evaluate again"):
         Results.load(tmp_path)
 
 

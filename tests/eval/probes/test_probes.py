@@ -87,6 +87,7 @@ def test_everything_is_of_the_order_of_epsilon_without_rope(model_folder: Path) 
     """Theorem 3.4: slope 1 for spread, bias and gradients in every layer; with RoPE the last two do not vanish."""
     subjects = [Subject(name=name, folder=model_folder, rope=name == "RoPE", seed=0) for name in ("NoPE", "RoPE")]
     found = run(subjects, None, length=LENGTH, seed=0)
+    assert len(found.slopes) == 2 * 3 * 7
     for one in found.slopes:
         if one.subject == "NoPE" or (one.measure, one.layer) == ("prefix_spread", 0):
             assert one.value == pytest.approx(1.0, abs=0.15), one
@@ -152,7 +153,7 @@ def test_the_real_model_and_what_is_left_of_it_without_rope(source: Path, drope:
 
 def test_sequences_that_cannot_be_probed(source: Path) -> None:
     subject = [Subject(name="RoPE", folder=source, rope=True, seed=None)]
-    with pytest.raises(EvaluationError, match="length = 1"):
+    with pytest.raises(EvaluationError, match="length = 1: a sequence of at least 2 tokens has positions; give more"):
         run(subject, None, length=1, seed=0)
-    with pytest.raises(EvaluationError, match="there are 5 held-out tokens"):
+    with pytest.raises(EvaluationError, match="length = 8: there are 5 held-out tokens; give a shorter length"):
         run(subject, np.arange(5), length=8, seed=0)

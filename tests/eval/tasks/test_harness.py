@@ -77,28 +77,52 @@ def test_digits_stay_text_and_one_item_has_no_error(tmp_path: Path, model: Llama
     path = tmp_path / "items.jsonl"
     path.write_text(json.dumps({"query": "12", "choices": ["13", "zebra"], "gold": 0, "more": "is ignored"}) + "\n")
     found = run(model, tokenizer, HarnessTask(name="count", path=path))
-    assert found["acc"].samples == 1
+    sums = [log_likelihood(model, tokenizer, "12", choice) for choice in ("13", "zebra")]
+    assert (found["acc"].samples, found["acc"].value) == (1, float(np.argmax(sums) == 0))
     assert found["acc"].stderr is None
 
 
-def test_examples_change_the_prompt(shared: Path, model: LlamaForCausalLM, tokenizer: object) -> None:
-    path = shared / "benchmarks" / "arc_easy.jsonl"
-    task = HarnessTask(name="arc_easy", path=path, limit=12, num_fewshot=2)
-    first, again = run(model, tokenizer, task), run(model, tokenizer, task)
-    assert first == again
-    assert 0 <= first["acc"].value <= 1
+def test_examples_come_before_the_prompt_by_the_seed(
+    tmp_path: Path, model: LlamaForCausalLM, tokenizer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "items.jsonl"
+    items = [{"query": f"Tom has {n} cats and he", "choices": ["went home", "ate a ball"], "gold": 0} for n in range(9)]
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    inner = model.forward
+
+    def prompts(num_fewshot: int, seed: int) -> list[list[int]]:
+        read: list[list[int]] = []
+
+        def watched(ids: torch.Tensor, *args: object, **kwargs: object) -> object:
+            read.extend(ids.tolist())
+            return inner(ids, *args, **kwargs)
+
+        task = HarnessTask(name="cats", path=path, num_fewshot=num_fewshot)
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "forward", watched)
+            score_harness(model, tokenizer, task, read_items(task), context=512, batch_tokens=512, seed=seed)
+        return read
+
+    plain, two = prompts(0, seed=0), prompts(2, seed=0)
+    for rows, shown in ((plain, 1), (two, 3)):
+        assert len(rows) == 2 * len(items)
+        assert {tokenizer.decode(row).count("Tom has") for row in rows} == {shown}
+    assert two == prompts(2, seed=0) != prompts(2, seed=1)
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "does not exist"),
-        ("", "has no items"),
-        ("{", "items.jsonl:1: not JSON"),
+        (None, r"harness\.task: .*items\.jsonl does not exist; give a local \.jsonl file"),
+        ("", r"items\.jsonl has no items"),
+        ("{", r"items\.jsonl:1: not JSON: \w"),
         ("[1]", "items.jsonl:1: unknown format"),
         ('{"query": "q", "choices": ["a", "b"]}', "items.jsonl:1: unknown format"),
-        ('{"query": "q", "choices": ["a"], "gold": 0}', "at least two choices"),
-        ('{"query": "q", "choices": ["a", ""], "gold": 0}', "not empty"),
+        ('{"query": "q", "choices": ["a"], "gold": 0}', r"items\.jsonl:1: needs at least two choices"),
+        (
+            '{"query": "q", "choices": ["a", ""], "gold": 0}',
+            r"items\.jsonl:1: needs at least two choices, each a text that is not empty",
+        ),
         ('{"query": "q", "choices": ["a", "b"], "gold": 2}', "gold = 2 with 2 choices"),
         (
             '{"query": "q", "choices": ["a", "b"], "gold": 0}\n'

@@ -133,10 +133,10 @@ def test_samples_are_kept_and_drawn_again_when_something_changed(
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        (None, "e.txt", "does not exist"),
-        ("  \n", "e.txt", "has no text"),
-        ('{"text": "a"}\n{"txt": 1}\n', "e.jsonl", "e.jsonl:2: needs a text in field text"),
-        ("{\n", "e.jsonl", "e.jsonl:1: not JSON"),
+        (None, "e.txt", r"e\.txt does not exist; give a \.txt or \.jsonl file"),
+        ("  \n", "e.txt", r"e\.txt has no text; give a file with some"),
+        ('{"text": "a"}\n{"txt": 1}\n', "e.jsonl", r"e\.jsonl:2: needs a text in field text"),
+        ("{\n", "e.jsonl", r"e\.jsonl:1: not JSON: \w"),
     ],
 )
 def test_unusable_essays_are_one_line(tmp_path: Path, content: str | None, name: str, message: str) -> None:

@@ -141,11 +141,11 @@ def test_words_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "does not exist"),
-        ("not json", "unknown format"),
-        ('["a"]', "a list of words"),
-        ('{"keys": [1]}', "a list of words"),
-        ('{"keys": ["a", "a"]}', "a word twice"),
+        (None, r"recall\.keys: .*words\.json does not exist; give a JSON file or the keys"),
+        ("not json", r"recall\.keys: .*words\.json: unknown format, not JSON: \w"),
+        ('["a"]', 'needs "keys": a list of words, none empty'),
+        ('{"keys": [1]}', 'needs "keys": a list of words, none empty'),
+        ('{"keys": ["a", "a"]}', r"words\.json: has a word twice"),
         ('{"keys": ["a", "b", "c"]}', "3 keys for 3 needles in a haystack of facts; give at least 4"),
     ],
 )

@@ -56,11 +56,12 @@ def test_the_search_comes_near_what_is_best_and_is_repeatable() -> None:
 
     first = first_candidates(THETA, 2 * PAIRS, C, 4)
     sizes = {"population": 24, "generations": 20, "seed": 3}
-    told: list[float] = []
-    found = search(loss, first, 4, **sizes, told=told.append)
+    lowest: list[float] = []
+    found = search(loss, first, 4, **sizes, on_judged=lowest.append)
     assert found == search(loss, first, 4, **sizes)
     assert found.loss < 0.1 * min(loss(one.factors) for one in first)
-    assert len(told) == len(first) + 24 * 20 and told == sorted(told, reverse=True) and told[-1] == found.loss
+    assert len(lowest) == len(first) + 24 * 20 and lowest == sorted(lowest, reverse=True)
+    assert lowest[-1] == found.loss
     unguided = search(lambda factors: 0.0, first, 4, **sizes)
     assert unguided.factors == first[0].factors  # nothing is better than where it starts
 
@@ -105,8 +106,8 @@ def test_needles_judge_where_there_are_some(config: EvaluationConfig, models: Mo
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (None, "does not exist"),
-        ("{", "not JSON"),
+        (None, r"factors\.json does not exist; give a JSON file or null"),
+        ("{", r"factors\.json: not JSON: \w"),
         ("[1]", "nothing fit for 2x"),
         ('{"4": [1, 1]}', "nothing fit for 2x"),
         ('{"2": [0.5, 1]}', "nothing fit for 2x"),
