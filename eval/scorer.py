@@ -24,7 +24,7 @@ from eval.tasks.niah.files import load_or_draw
 from eval.tasks.niah.scoring import string_match
 from eval.tasks.recall import sample_records, score_recall
 from eval.tasks.recall_samples import RecallSamples, recall_samples
-from eval.tuning.rescale_factors import searched
+from eval.tuning.rescale_factors import load_or_search
 from eval.units import UNITS, Unit, UnitResult, harness_task
 from eval.variants.loading import forget_lengths, load_variant
 from eval.variants.rope_scaling import depends_on_factor
@@ -124,7 +124,7 @@ class UnitScorer:
         if unit.variant != "longrope2":
             return ()
         given = self._inputs.rescale.get(unit.factor)
-        return given or searched(self._config, self._models, self._inputs, unit.factor, self._out_dir)
+        return given or load_or_search(self._config, self._models, self._inputs, unit.factor, self._out_dir)
 
     def _window(self, unit: Unit) -> int | None:
         """Tokens that the model is shown at most."""

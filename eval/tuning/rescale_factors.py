@@ -38,7 +38,9 @@ class Rescale(BaseModel):
     loss: float = Field(description="Loss of the best candidate, nats per token.")
 
 
-def searched(config: EvaluationConfig, models: Models, inputs: Inputs, factor: int, out_dir: Path) -> tuple[float, ...]:
+def load_or_search(
+    config: EvaluationConfig, models: Models, inputs: Inputs, factor: int, out_dir: Path
+) -> tuple[float, ...]:
     """The factors for one context factor, searched; kept in out_dir/longrope2-{s}x.json and taken from there.
 
     Judged by the loss of answers to needle samples of another seed than the scored ones (LongRoPE2's needle-driven

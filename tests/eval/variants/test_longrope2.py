@@ -12,7 +12,7 @@ from eval.inputs import read_inputs
 from eval.models import Models
 from eval.tasks.forward import token_losses
 from eval.tasks.loss import cut_rows
-from eval.tuning.rescale_factors import Rescale, searched
+from eval.tuning.rescale_factors import Rescale, load_or_search
 from eval.variants.loading import load_variant
 from eval.variants.longrope2 import Candidate, critical_pair, first_candidates, mutated, read_factors, search
 from eval.variants.rope_scaling import ntk_theta
@@ -81,15 +81,15 @@ def config() -> EvaluationConfig:
 def test_searched_on_text_that_is_not_scored_and_kept(config: EvaluationConfig, models: Models, tmp_path: Path) -> None:
     inputs = read_inputs(config, models)
     assert len(inputs.unscored) == 1025
-    factors = searched(config, models, inputs, 2, tmp_path)
+    factors = load_or_search(config, models, inputs, 2, tmp_path)
     kept = Rescale.model_validate_json((tmp_path / "longrope2-2x.json").read_bytes())
     assert kept.factors == factors and kept.judged_by == "text"
     model = load_variant("longrope2", models.source, 2, context=C, factors=factors)
     assert token_losses(model, cut_rows(inputs.unscored, 1024, 1), 2048).mean() == pytest.approx(kept.loss, abs=1e-6)
     (tmp_path / "longrope2-2x.json").write_text(kept.model_copy(update={"factors": (2.0,) * PAIRS}).model_dump_json())
-    assert searched(config, models, inputs, 2, tmp_path) == (2.0,) * PAIRS  # taken as it is
+    assert load_or_search(config, models, inputs, 2, tmp_path) == (2.0,) * PAIRS  # taken as it is
     other = config.model_copy(update={"seed": 1})
-    assert searched(other, models, inputs, 2, tmp_path) != (2.0,) * PAIRS
+    assert load_or_search(other, models, inputs, 2, tmp_path) != (2.0,) * PAIRS
 
 
 def test_needles_judge_where_there_are_some(config: EvaluationConfig, models: Models, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_needles_judge_where_there_are_some(config: EvaluationConfig, models: Mo
     asked = EvaluationConfig.model_validate(config.model_dump() | {"recall": recall, "longrope2": few})
     inputs = read_inputs(asked, models)
     assert len(inputs.unscored) == 0
-    searched(asked, models, inputs, 2, tmp_path)
+    load_or_search(asked, models, inputs, 2, tmp_path)
     assert json.loads((tmp_path / "longrope2-2x.json").read_text())["judged_by"] == "needles"
 
 
