@@ -137,17 +137,17 @@ def other_names(root: type[BaseModel], location: tuple[int | str, ...]) -> set[s
 
 def section_at(root: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
     """The model of the section at `location` below `root`; None where there is no section."""
-    model: type[BaseModel] | None = root
+    model = root
     is_free = False  # whether the next part is a key of a mapping
     for part in location:
         if isinstance(part, int) or is_free:
             is_free = False
             continue
         field = model.model_fields.get(part)
-        model = field and _section_type(field.annotation)
-        if model is None:
+        section = _section_type(field.annotation) if field is not None else None
+        if field is None or section is None:
             return None
-        is_free = get_origin(field.annotation) is dict
+        model, is_free = section, get_origin(field.annotation) is dict
     return model
 
 
