@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from model_surgery.shape import ModelShape
+from model_surgery.shape import ModelShape, NormKind, NormPart
 
 
 class Join(StrEnum):
@@ -35,10 +35,22 @@ class Rule:
     target: str
     sources: tuple[str, ...]
     join: Join
-    wanted: Callable[[ModelShape], bool] = lambda shape: True
+    applies: Callable[[ModelShape], bool] = lambda shape: True
+    """Whether a model of this shape has the tensor."""
 
 
 _HF, _MEGATRON = "model.layers.{}.", "decoder.layers.{}."
+
+
+def _norm_rule(part: NormPart, kind: NormKind, join: Join) -> Rule:
+    """The weight of a norm on queries or keys, in a model that has a norm of this kind there."""
+    return Rule(
+        _MEGATRON + f"self_attention.{part}_layernorm.weight",
+        (_HF + f"self_attn.{part}_norm.weight",),
+        join,
+        applies=lambda shape: shape.norm(part) == kind,
+    )
+
 
 DECODER = (
     Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), Join.VOCABULARY),
@@ -52,22 +64,12 @@ DECODER = (
         _MEGATRON + "self_attention.linear_qkv.bias",
         (_HF + "self_attn.q_proj.bias", _HF + "self_attn.k_proj.bias", _HF + "self_attn.v_proj.bias"),
         Join.QKV,
-        wanted=lambda shape: shape.qkv_bias,
+        applies=lambda shape: shape.qkv_bias,
     ),
-    *(
-        Rule(
-            _MEGATRON + f"self_attention.{part}_layernorm.weight",
-            (_HF + f"self_attn.{part}_norm.weight",),
-            join,
-            wanted=lambda shape, part=part, kind=kind: getattr(shape, f"{part}_norm") == kind,
-        )
-        for part, kind, join in (
-            ("q", "full", Join.HEADS),
-            ("k", "full", Join.KV_HEADS),
-            ("q", "per_head", Join.REPLICATED),
-            ("k", "per_head", Join.REPLICATED),
-        )
-    ),
+    _norm_rule("q", "full", Join.HEADS),
+    _norm_rule("k", "full", Join.KV_HEADS),
+    _norm_rule("q", "per_head", Join.REPLICATED),
+    _norm_rule("k", "per_head", Join.REPLICATED),
     Rule(_MEGATRON + "self_attention.linear_proj.weight", (_HF + "self_attn.o_proj.weight",), Join.HEAD_COLUMNS),
     Rule(_MEGATRON + "pre_mlp_layernorm.weight", (_HF + "post_attention_layernorm.weight",), Join.REPLICATED),
     Rule(
@@ -77,20 +79,20 @@ DECODER = (
     ),
     Rule(_MEGATRON + "mlp.linear_fc2.weight", (_HF + "mlp.down_proj.weight",), Join.FFN_COLUMNS),
     Rule("decoder.final_layernorm.weight", ("model.norm.weight",), Join.REPLICATED),
-    Rule("output_layer.weight", ("lm_head.weight",), Join.VOCABULARY, wanted=lambda shape: not shape.tied),
+    Rule("output_layer.weight", ("lm_head.weight",), Join.VOCABULARY, applies=lambda shape: not shape.tied),
 )
 
 
 def rules(shape: ModelShape) -> Iterator[Rule]:
     """Every tensor of a model of this shape, with its layer number filled in; layer by layer, as checkpoints store."""
-    wanted = [rule for rule in DECODER if rule.wanted(shape)]
-    first = next(index for index, rule in enumerate(wanted) if "{}" in rule.target)
-    in_layers = [rule for rule in wanted if "{}" in rule.target]
-    yield from wanted[:first]
+    selected = [rule for rule in DECODER if rule.applies(shape)]
+    first = next(index for index, rule in enumerate(selected) if "{}" in rule.target)
+    in_layers = [rule for rule in selected if "{}" in rule.target]
+    yield from selected[:first]
     for layer in range(shape.layers):
         for rule in in_layers:
             yield replace(rule, target=rule.target.format(layer), sources=tuple(n.format(layer) for n in rule.sources))
-    yield from wanted[first + len(in_layers) :]
+    yield from selected[first + len(in_layers) :]
 
 
 def source_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:

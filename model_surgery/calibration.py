@@ -12,8 +12,11 @@ sigma again.
 The model is run layer by layer, one layer in memory at a time.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +25,11 @@ from tqdm import tqdm
 
 from model_surgery.checkpoint import Checkpoint
 from model_surgery.qk_norm import initial_norms
-from model_surgery.shape import ModelShape
-from model_surgery.verification.reference import load_layer, model_of_layers, norm_hook, norm_name
+from model_surgery.shape import NORM_PARTS, ModelShape, NormPart
+from model_surgery.verification.reference import NormHook, load_layer, model_of_layers, norm_hook, norm_name
+
+DecoderLayer = Any
+"""A LlamaDecoderLayer or Qwen2DecoderLayer of transformers, which have no common class."""
 
 _QUERIES = 256
 """Of every row so many queries, evenly spaced, are measured."""
@@ -48,9 +54,9 @@ class Calibration:
 def calibrate(source: Path, shape: ModelShape, target: ModelShape, rows: Tensor) -> Calibration:
     """Measures the norms that `target` has and the source of `shape` has not, on `rows` of token ids [rows, length]."""
     norms, gains = initial_norms(shape, target), []
-    ones = {part: torch.ones(target.norm_width(part)) for part in ("q", "k")}
+    ones = {part: norm_hook(torch.ones(target.norm_width(part)), target) for part in NORM_PARTS}
     with Checkpoint(source) as checkpoint, torch.inference_mode():
-        model = model_of_layers(source, shape, [0], identity_rotation=True)
+        model: Any = model_of_layers(source, shape, [0], identity_rotation=True)
         layer = model.model.layers[0]
         start = model.model.embed_tokens(rows)
         rotation = model.model.rotary_emb(start, torch.arange(rows.shape[1]).unsqueeze(0))
@@ -58,23 +64,23 @@ def calibrate(source: Path, shape: ModelShape, target: ModelShape, rows: Tensor)
         for number in tqdm(range(shape.layers), desc="calibration", unit="layer", disable=None):
             load_layer(layer, checkpoint, number)
             queries, keys = projected(layer, states["none"])
-            with_ones = [norm_hook(ones[part], target)(layer, (), x) for part, x in (("q", queries), ("k", keys))]
-            gain = (spread(queries, keys, shape) / spread(*with_ones, shape)).sqrt()
-            for part in ("q", "k"):
+            spread_with_ones = spread(ones["q"](layer, (), queries), ones["k"](layer, (), keys), shape)
+            gain = (spread(queries, keys, shape) / spread_with_ones).sqrt()
+            for part in NORM_PARTS:
                 norms[norm_name(number, part)].fill_(gain)
-            # The weight that is stored, in the source's dtype.
-            stored = {part: norms[norm_name(number, part)].float() for part in ("q", "k")}
+            # With the weight that is stored, in the source's dtype.
+            calibrated = {part: norm_hook(norms[norm_name(number, part)].float(), target) for part in NORM_PARTS}
             states = {
                 "none": run_layer(layer, states["none"], rotation),
-                "ones": run_layer(layer, states["ones"], rotation, ones, target),
-                "calibrated": run_layer(layer, states["calibrated"], rotation, stored, target),
+                "ones": run_layer(layer, states["ones"], rotation, ones),
+                "calibrated": run_layer(layer, states["calibrated"], rotation, calibrated),
             }
             gains.append(gain.item())
         losses = {name: row_loss(model, state, rows) for name, state in states.items()}
     return Calibration(norms, tuple(gains), rows.numel(), losses["none"], losses["ones"], losses["calibrated"])
 
 
-def projected(layer: torch.nn.Module, states: Tensor) -> tuple[Tensor, Tensor]:
+def projected(layer: DecoderLayer, states: Tensor) -> tuple[Tensor, Tensor]:
     """Queries and keys [rows, length, heads * head_dim] that a layer makes of its input."""
     normed = layer.input_layernorm(states)
     return layer.self_attn.q_proj(normed), layer.self_attn.k_proj(normed)
@@ -97,17 +103,13 @@ def spread(queries: Tensor, keys: Tensor, shape: ModelShape) -> Tensor:
 
 
 def run_layer(
-    layer: torch.nn.Module,
+    layer: DecoderLayer,
     states: Tensor,
     rotation: tuple[Tensor, Tensor],
-    norms: dict[str, Tensor] | None = None,
-    shape: ModelShape | None = None,
+    norms: Mapping[NormPart, NormHook] = MappingProxyType({}),
 ) -> Tensor:
     """One decoder layer, causal, row by row; with norms on its queries and keys where they are given."""
-    hooks = [
-        getattr(layer.self_attn, f"{part}_proj").register_forward_hook(norm_hook(weight, shape))
-        for part, weight in (norms or {}).items()
-    ]
+    hooks = [getattr(layer.self_attn, f"{part}_proj").register_forward_hook(norm) for part, norm in norms.items()]
     try:
         return torch.cat([layer(row, position_embeddings=rotation) for row in states.split(1)])
     finally:
@@ -115,7 +117,7 @@ def run_layer(
             hook.remove()
 
 
-def row_loss(model: torch.nn.Module, states: Tensor, rows: Tensor) -> float:
+def row_loss(model: Any, states: Tensor, rows: Tensor) -> float:
     """Mean loss of the rows' tokens but the first, nats."""
     losses = []
     for state, row in zip(states, rows, strict=True):

@@ -53,7 +53,7 @@ class Checkpoint:
         return tensor
 
     def _check(self) -> None:
-        wanted = source_shapes(self.shape)
+        expected = source_shapes(self.shape)
         for name in _unused_norms(self.shape):
             self._where.pop(name, None)
         for name, stored in self._where.items():
@@ -62,17 +62,18 @@ class Checkpoint:
                     f"{self.folder}: tensor {name} is of dtype {stored.dtype}; supported: {', '.join(DTYPES)} "
                     "(not quantised)"
                 )
-        found = {name: stored.shape for name, stored in self._where.items()}
-        has_head = self.shape.tied and found.pop(_HEAD, None) is not None
-        for what, names in (("missing", wanted.keys() - found.keys()), ("unexpected", found.keys() - wanted.keys())):
+        shapes = {name: stored.shape for name, stored in self._where.items()}
+        has_head = self.shape.tied and shapes.pop(_HEAD, None) is not None
+        differences = {"missing": expected.keys() - shapes.keys(), "unexpected": shapes.keys() - expected.keys()}
+        for what, names in differences.items():
             if names:
                 first = min(names)
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
                 raise SurgeryError(f"{self.folder}: {what} tensor {first}{more}; config.json and weights do not match")
-        for name, size in wanted.items():
-            if found[name] != size:
+        for name, size in expected.items():
+            if shapes[name] != size:
                 raise SurgeryError(
-                    f"{self.folder}: tensor {name} has shape {list(found[name])}, config.json says {list(size)}"
+                    f"{self.folder}: tensor {name} has shape {list(shapes[name])}, config.json says {list(size)}"
                 )
         if has_head:
             self._check_tied_head()

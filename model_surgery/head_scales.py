@@ -38,7 +38,7 @@ def fold_heads(tensors: dict[str, "Tensor"], shape: ModelShape, scales: HeadScal
 
     ends, folded = scaled_tensors(shape), dict(tensors)
     for name, tensor in tensors.items():
-        if name.endswith(ends) and (found := re.search(r"\.layers\.(\d+)\.", name)):
-            factors = torch.tensor(scales[int(found[1])]).repeat_interleave(shape.head_dim)
+        if name.endswith(ends) and (layer := re.search(r"\.layers\.(\d+)\.", name)):
+            factors = torch.tensor(scales[int(layer[1])]).repeat_interleave(shape.head_dim)
             folded[name] = tensor.float() * factors.reshape(-1, *(1,) * (tensor.ndim - 1))
     return folded

@@ -3,9 +3,34 @@
 from model_surgery.shape import ModelShape
 
 
-def _llama(**sizes: object) -> ModelShape:
-    common: dict[str, object] = {"model_type": "llama", "rope_theta": 10000.0, "norm_eps": 1e-5, "dtype": "bfloat16"}
-    return ModelShape.model_validate(common | sizes)
+def _llama(
+    *,
+    layers: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    ffn: int,
+    vocab: int,
+    context: int,
+    tied: bool,
+    dtype: str = "bfloat16",
+) -> ModelShape:
+    return ModelShape(
+        model_type="llama",
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn=ffn,
+        vocab=vocab,
+        context=context,
+        tied=tied,
+        norm_eps=1e-5,
+        rope_theta=10000.0,
+        dtype=dtype,
+    )
 
 
 KNOWN_MODELS = {

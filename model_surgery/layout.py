@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,12 +15,21 @@ from model_surgery.architectures import Join
 from model_surgery.errors import SurgeryError
 from model_surgery.files import remove_files
 from model_surgery.partition import unjoin, unsplit
-from model_surgery.shape import ModelShape
+from model_surgery.shape import ModelShape, PositionEmbedding
 from model_surgery.tensor_file import tensor_bytes
 
 LAYOUT_FILE = "layout.json"
-ORIGIN = ("source", "source_fingerprint", "source_position_embedding", "inserted_norms")
-"""Fields that whatever is made from a layout takes over from it."""
+InitialNorms = Literal["ones", "calibrated"]
+"""How the weights of norms of queries and keys began that surgery put in."""
+
+
+class Origin(TypedDict):
+    """What whatever is made from a layout takes over from it."""
+
+    source: str
+    source_fingerprint: str
+    source_position_embedding: NotRequired[PositionEmbedding]
+    inserted_norms: NotRequired[InitialNorms | None]
 
 
 class _Frozen(BaseModel):
@@ -51,12 +60,12 @@ class Layout(_Frozen):
     schema_version: Literal[2] = 2
     shape: ModelShape
     tensor_parallel: int = Field(ge=1)
-    position_embedding: Literal["none", "rope"]
+    position_embedding: PositionEmbedding
     source: str
     source_fingerprint: str
-    source_position_embedding: Literal["none", "rope"] = "rope"
-    inserted_norms: Literal["ones", "calibrated"] | None = None
-    """How the weights of the norms of queries and keys began that surgery put in; None where it put none in."""
+    source_position_embedding: PositionEmbedding = "rope"
+    inserted_norms: InitialNorms | None = None
+    """None where surgery put no norms in."""
     trained_steps: int = 0
     trained_tokens: int = 0
     tensors: tuple[Entry, ...]
@@ -85,9 +94,14 @@ class Layout(_Frozen):
             raise SurgeryError(f"{path}: not a layout: {where}: {problem['msg']}; run the stage again") from error
 
     @property
-    def origin(self) -> dict[str, Any]:
+    def origin(self) -> Origin:
         """What a layout that is made from this one says of its source."""
-        return {name: getattr(self, name) for name in ORIGIN}
+        return Origin(
+            source=self.source,
+            source_fingerprint=self.source_fingerprint,
+            source_position_embedding=self.source_position_embedding,
+            inserted_norms=self.inserted_norms,
+        )
 
     def digest(self) -> str:
         """sha256 over shapes, cuts and the digests of all pieces: equal if and only if all slices are equal."""
@@ -163,7 +177,7 @@ def remove_layout(folder: Path, layout: Layout) -> None:
     remove_files([folder / LAYOUT_FILE, *(folder / piece.file for entry in layout.tensors for piece in entry.pieces)])
 
 
-def open_pieces(path: Path):  # safetensors does not export the type of what safe_open returns
+def open_pieces(path: Path) -> Any:  # safetensors does not export the type of what safe_open returns
     """An open safetensors file of a layout.
 
     Raises: SurgeryError if it is missing or unreadable.
@@ -193,11 +207,11 @@ def _read(handle: Any, entry: Entry, rank: int, folder: Path) -> Tensor:
         raise SurgeryError(
             f"{folder / piece.file}: {entry.target} cannot be read ({error}); run the stage again"
         ) from error
-    found, wanted = (dtype_name(tensor.dtype), tuple(tensor.shape)), (entry.dtype, piece.shape)
-    if found != wanted:
+    dtype, shape = dtype_name(tensor.dtype), tuple(tensor.shape)
+    if (dtype, shape) != (entry.dtype, piece.shape):
         raise SurgeryError(
-            f"{folder / piece.file}: {entry.target} is {found[0]} {list(found[1])}, {LAYOUT_FILE} says {wanted[0]} "
-            f"{list(wanted[1])}; run the stage again"
+            f"{folder / piece.file}: {entry.target} is {dtype} {list(shape)}, {LAYOUT_FILE} says {entry.dtype} "
+            f"{list(piece.shape)}; run the stage again"
         )
     return tensor
 

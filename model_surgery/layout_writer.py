@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -13,9 +14,9 @@ from torch import Tensor
 from foundation.files import atomic_path, write_json
 from model_surgery.architectures import Rule, rules
 from model_surgery.files import remove_files
-from model_surgery.layout import LAYOUT_FILE, Entry, Layout, Piece, dtype_name
+from model_surgery.layout import LAYOUT_FILE, Entry, Layout, Origin, Piece, dtype_name
 from model_surgery.partition import split
-from model_surgery.shape import ModelShape
+from model_surgery.shape import ModelShape, PositionEmbedding
 from model_surgery.tensor_file import TensorFile
 
 _THREADS = 4
@@ -78,11 +79,26 @@ class LayoutWriter:
             written.result()
             self._waiting_bytes -= size
 
-    def finish(self, **facts: object) -> Layout:
+    def finish(
+        self,
+        *,
+        position_embedding: PositionEmbedding,
+        trained_steps: int = 0,
+        trained_tokens: int = 0,
+        **origin: Unpack[Origin],
+    ) -> Layout:
         """Waits until all is written, then writes layout.json as the mark of completeness."""
         with self:
             entries = tuple(put.entry(self._paths) for put in self._puts)
-            layout = Layout(shape=self.shape, tensor_parallel=self.tensor_parallel, tensors=entries, **facts)
+            layout = Layout(
+                shape=self.shape,
+                tensor_parallel=self.tensor_parallel,
+                position_embedding=position_embedding,
+                trained_steps=trained_steps,
+                trained_tokens=trained_tokens,
+                tensors=entries,
+                **origin,
+            )
             for file in self._files:
                 file.write_header()
             # From here on the files of an earlier layout are replaced, so it is complete no more.

@@ -11,6 +11,13 @@ from model_surgery.files import read_json
 NormKind = Literal["none", "full", "per_head"]
 """RMSNorm of queries or keys: over all heads together (as in the DroPE paper's code), or over each head alone."""
 
+NormPart = Literal["q", "k"]
+"""What a norm is on: queries or keys."""
+NORM_PARTS: tuple[NormPart, NormPart] = ("q", "k")
+
+PositionEmbedding = Literal["none", "rope"]
+"""What a model tells positions by."""
+
 
 class ModelShape(BaseModel):
     """Sizes of a decoder-only transformer of the Llama family; all counts are of the whole model, not of one rank.
@@ -47,10 +54,14 @@ class ModelShape(BaseModel):
         embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
         return self.layers * layer + embeddings + self.hidden
 
-    def norm_width(self, part: Literal["q", "k"]) -> int:
+    def norm(self, part: NormPart) -> NormKind:
+        """The norm of queries or keys."""
+        return self.q_norm if part == "q" else self.k_norm
+
+    def norm_width(self, part: NormPart) -> int:
         """Number of weights of one layer's query or key norm; 0 without one."""
-        heads = {"q": self.heads, "k": self.kv_heads}[part]
-        return {"none": 0, "full": heads * self.head_dim, "per_head": self.head_dim}[getattr(self, f"{part}_norm")]
+        heads = self.heads if part == "q" else self.kv_heads
+        return {"none": 0, "full": heads * self.head_dim, "per_head": self.head_dim}[self.norm(part)]
 
     def padded(self, tensor_parallel: int) -> "ModelShape":
         """The shape as it is cut: KV groups, feed-forward and vocabulary rounded up to multiples of `tensor_parallel`.
@@ -133,7 +144,7 @@ _PLAIN = {
 }
 
 
-def source_position_embedding(raw: dict[str, Any]) -> Literal["rope", "none"]:
+def source_position_embedding(raw: dict[str, Any]) -> PositionEmbedding:
     """What the model of this config tells positions by."""
     return "none" if raw.get("model_type") in ("llama_drope", "qwen2_drope", "smollm3") else "rope"
 
@@ -149,9 +160,9 @@ def shape_from_config(raw: dict[str, Any], where: str) -> ModelShape:
             f"{where}: model_type = {model_type!r} is not supported; supported: llama (Llama 2, SmolLM, SmolLM2), "
             "qwen2, llama_drope and qwen2_drope (published DroPE models), smollm3 without RoPE layers"
         )
-    for key, wanted in _PLAIN.items():
-        if raw.get(key, wanted) != wanted:
-            raise SurgeryError(f"{where}: {key} = {raw[key]!r} is not supported; only {wanted!r} is")
+    for key, supported in _PLAIN.items():
+        if raw.get(key, supported) != supported:
+            raise SurgeryError(f"{where}: {key} = {raw[key]!r} is not supported; only {supported!r} is")
     q_norm, k_norm = _norms(raw, where)
     rope = _rope(raw, where)
     dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"

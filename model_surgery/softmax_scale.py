@@ -46,7 +46,10 @@ class SoftmaxScale(BaseModel):
     @property
     def value(self) -> float:
         """beta."""
-        return self.beta if self.beta is not None else softmax_scale(self.factor, self.c)
+        if self.beta is not None:
+            return self.beta
+        assert self.factor is not None and self.c is not None  # `_one_way` lets nothing else pass
+        return softmax_scale(self.factor, self.c)
 
     def formula(self) -> str:
         """beta in words: where it comes from and what it is."""

@@ -45,7 +45,7 @@ class TensorFile:
     def fill(self, offset: int, tensor: Tensor) -> str:
         """Writes a tensor into its place; returns the sha256 of its bytes. May run in several threads at once."""
         digest = hashlib.sha256()
-        data = memoryview(tensor_bytes(tensor))
+        data = tensor_bytes(tensor)
         for begin in range(0, len(data), _CHUNK):
             chunk = data[begin : begin + _CHUNK]
             digest.update(chunk)
@@ -73,6 +73,6 @@ class TensorFile:
             data, offset = data[written:], offset + written
 
 
-def tensor_bytes(tensor: Tensor):
-    """The bytes of a tensor in C order, as a one-dimensional numpy array that shares its memory where it can."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in C order, in one dimension; they share its memory where they can."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -80,30 +80,30 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     index.
     """
     paths = weight_files(folder)
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for path in paths:
         for tensor in _contents(path):
             if not tensor.name.isprintable():
                 raise SurgeryError(f"{path}: holds a tensor named {tensor.name!r}; fetch it again")
-            if tensor.name in found:
+            if tensor.name in tensors:
                 raise SurgeryError(f"{path}: tensor {tensor.name} is in another file too; fetch the checkpoint again")
-            found[tensor.name] = tensor
-    found = {name: tensor for name, tensor in found.items() if not name.endswith(_ROTARY)}
+            tensors[tensor.name] = tensor
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(_ROTARY)}
     for single, index in _FILES:
         if paths[0].suffix == Path(single).suffix and paths != [folder / single]:
-            _check_index(folder / index, found)
-    return found
+            _check_index(folder / index, tensors)
+    return tensors
 
 
-def _check_index(path: Path, found: dict[str, StoredTensor]) -> None:
+def _check_index(path: Path, tensors: dict[str, StoredTensor]) -> None:
     """Raises: SurgeryError if the index has a tensor elsewhere than it is, or not at all, or one that is nowhere."""
-    said = {name: file for name, file in _weight_map(path).items() if not name.endswith(_ROTARY)}
-    there = {name: tensor.path.name for name, tensor in found.items()}
-    for name in sorted(said.keys() | there.keys()):
-        if said.get(name) != there.get(name):
+    indexed = {name: file for name, file in _weight_map(path).items() if not name.endswith(_ROTARY)}
+    stored = {name: tensor.path.name for name, tensor in tensors.items()}
+    for name in sorted(indexed.keys() | stored.keys()):
+        if indexed.get(name) != stored.get(name):
             raise SurgeryError(
-                f"{path}: has tensor {name!r} in {said.get(name, 'no file')}, but it is in "
-                f"{there.get(name, 'none of the files')}; fetch the checkpoint again"
+                f"{path}: has tensor {name!r} in {indexed.get(name, 'no file')}, but it is in "
+                f"{stored.get(name, 'none of the files')}; fetch the checkpoint again"
             )
 
 

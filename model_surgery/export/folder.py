@@ -87,7 +87,9 @@ def exported_config(
     head_scales: HeadScales | None = None,
 ) -> dict[str, Any]:
     """config.json of the exported model: the source's numbers under the class of `form`."""
-    kept = {key: source[key] for key in ("vocab_size", "hidden_act", "initializer_range") if key in source}
+    kept: dict[str, Any] = {
+        key: source[key] for key in ("vocab_size", "hidden_act", "initializer_range") if key in source
+    }
     # SmolLM3's own defaults for these ids belong to a vocabulary of 128k entries, so they must be said, even as none.
     ids = {key: source.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     drope: dict[str, Any] = {"trained_steps": layout.trained_steps, "trained_tokens": layout.trained_tokens}

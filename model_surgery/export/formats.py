@@ -3,13 +3,14 @@
 A stock class wherever one computes exactly the model; else the published DroPE format, with its code in the folder.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from model_surgery.config import ExportConfig
 from model_surgery.errors import SurgeryError
 from model_surgery.rotation import IDENTITY_ROTATION
-from model_surgery.shape import ModelShape
+from model_surgery.shape import ModelShape, PositionEmbedding
 
 _CODE = ("configuration_drope.py", "modeling_drope.py")
 _VLLM_IDENTITY = "vLLM needs `--model-impl transformers --max-model-len N`: its own class would tabulate the rotation."
@@ -39,7 +40,7 @@ class HubFormat:
         return bool(self.code)
 
 
-def format_of(shape: ModelShape, position_embedding: Literal["none", "rope"], config: ExportConfig) -> HubFormat:
+def format_of(shape: ModelShape, position_embedding: PositionEmbedding, config: ExportConfig) -> HubFormat:
     """The format that a model is exported in.
 
     Raises: SurgeryError if no class has this mixture of norms, or config.format cannot be had.
@@ -61,7 +62,7 @@ def format_of(shape: ModelShape, position_embedding: Literal["none", "rope"], co
     if rotates:
         return _own_class(shape, _rope(shape), "the source's own class, RoPE kept", _ANYWHERE)
     if config.format == "identity_rope":
-        rotation = _rope(shape, **IDENTITY_ROTATION)
+        rotation = _rope(shape, IDENTITY_ROTATION)
         why = "the source's own class, its rotation made the identity"
         return _own_class(shape, rotation, why, f"llama.cpp computes this export rightly. {_VLLM_IDENTITY}")
     return _smollm3(shape)
@@ -97,7 +98,7 @@ def _qwen3(shape: ModelShape, rotates: bool) -> HubFormat:
         "attention_bias": shape.qkv_bias,
         "use_sliding_window": False,
         "layer_types": ["full_attention"] * shape.layers,
-        **(_rope(shape) if rotates else _rope(shape, **IDENTITY_ROTATION)),
+        **(_rope(shape) if rotates else _rope(shape, IDENTITY_ROTATION)),
     }
     why = "the stock class with a norm over each head of queries and keys, "
     why += "RoPE kept" if rotates else "its rotation made the identity"
@@ -132,8 +133,9 @@ def _family(shape: ModelShape) -> dict[str, Any]:
     return {"model_type": "qwen2", "use_sliding_window": False, "layer_types": ["full_attention"] * shape.layers}
 
 
-def _rope(shape: ModelShape, **scaling: Any) -> dict[str, Any]:
+def _rope(shape: ModelShape, scaling: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The rotation, for transformers 5 and, since it would rotate otherwise, in the words of version 4 as well."""
+    scaling = dict(scaling or {})
     fields: dict[str, Any] = {
         "rope_parameters": {"rope_theta": shape.rope_theta, "rope_type": "default", **scaling},
         "rope_theta": shape.rope_theta,

@@ -27,24 +27,23 @@ def compare_losses(folder: Path, probe: Path, *, softmax_scale: float = 1.0) -> 
 
     disable_progress_bar()
     register_drope()
-    wanted = load_file(probe)
+    trained = load_file(probe)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     for layer in model.model.layers:
         layer.self_attn.scaling /= softmax_scale
     with torch.inference_mode():
-        tokens = wanted["tokens"]
+        tokens = trained["tokens"]
         logits = model(tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits.float()
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted["labels"].flatten(), reduction="none")
-    difference = (losses - wanted["losses"].flatten()).abs()
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), trained["labels"].flatten(), reduction="none")
+    difference = (losses - trained["losses"].flatten()).abs()
     exported = str(model.dtype).removeprefix("torch.")
-    trained = probe_dtype(probe)
     facts = {
         "probe_tokens": tokens.numel(),
-        "loss_trained": wanted["losses"].mean().item(),
+        "loss_trained": trained["losses"].mean().item(),
         "loss_exported": losses.mean().item(),
         "mean_difference": difference.mean().item(),
         "max_difference": difference.max().item(),
-        "limit": max(LOSS_LIMIT[exported], LOSS_LIMIT[trained]),
+        "limit": max(LOSS_LIMIT[exported], LOSS_LIMIT[probe_dtype(probe)]),
     }
     if not facts["mean_difference"] <= facts["limit"]:  # so that NaN is refused too
         raise SurgeryError(

@@ -20,11 +20,11 @@ def model_card(
 ) -> str:
     """A model card: what the model is, from what it was made, how to load it."""
     if layout.position_embedding == "none":
-        made = "made from a RoPE model by dropping its rotation and recalibrating at the original context length"
+        history = "made from a RoPE model by dropping its rotation and recalibrating at the original context length"
         if layout.source_position_embedding == "none":
-            made = "trained further from a model that had none already"
+            history = "trained further from a model that had none already"
         what = (
-            f"A transformer **without positional embeddings**, {made} (DroPE: Gelberg et al. 2025, "
+            f"A transformer **without positional embeddings**, {history} (DroPE: Gelberg et al. 2025, "
             "[arXiv:2512.12167](https://arxiv.org/abs/2512.12167))."
         )
     else:
@@ -71,8 +71,8 @@ def _lineage(layout: Layout, form: HubFormat, facts: dict[str, Any]) -> dict[str
     norms = {"queries": layout.shape.q_norm, "keys": layout.shape.k_norm}
     if any(kind != "none" for kind in norms.values()):
         begun = f"put in before training, weights {layout.inserted_norms}" if layout.inserted_norms else "the source's"
-        found = ", ".join(f"{part} {_NORMS[kind]}" for part, kind in norms.items() if kind != "none")
-        rows["RMSNorm"] = f"{found}; {begun}"
+        kinds = ", ".join(f"{part} {_NORMS[kind]}" for part, kind in norms.items() if kind != "none")
+        rows["RMSNorm"] = f"{kinds}; {begun}"
     if "mean_difference" in facts:
         rows["export check"] = (
             f"loss {facts['loss_exported']:.4f} against {facts['loss_trained']:.4f} at the end of training, mean "

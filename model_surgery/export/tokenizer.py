@@ -32,10 +32,10 @@ def copy_tokenizer(tokenizer: Path, source: Path, out_dir: Path) -> list[str]:
         with atomic_path(out_dir / name) as temporary:
             shutil.copyfile(folders[name] / name, temporary)
     settings = read_json(tokenizer / _TOKENIZER_CONFIG) if _TOKENIZER_CONFIG in names else {}
-    wanted = tokenizer_settings(settings, names)
-    if wanted == settings:
+    exported = tokenizer_settings(settings, names)
+    if exported == settings:
         return names
-    write_json(out_dir / _TOKENIZER_CONFIG, wanted)
+    write_json(out_dir / _TOKENIZER_CONFIG, exported)
     return sorted({*names, _TOKENIZER_CONFIG})
 
 

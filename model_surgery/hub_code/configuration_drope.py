@@ -5,13 +5,15 @@ attention_type: which of queries and keys pass an RMSNorm over all their heads t
 softmax_scale: the factor of the attention logits, instead of head_dim ** -0.5; None keeps that.
 """
 
+from typing import Any
+
 from transformers import LlamaConfig, Qwen2Config
 
 NORMED_PARTS = {"": "", "qk_norm": "qk", "q_norm": "q", "k_norm": "k"}
 """The norms in an attention type, its ending "nope" taken off -> which projections they follow."""
 
 
-def normed_parts(attention_type):
+def normed_parts(attention_type: str) -> str:
     """The projections that a norm follows: "q", "k", "qk" or "".
 
     Raises: ValueError if there is no such type.
@@ -22,7 +24,7 @@ def normed_parts(attention_type):
     return NORMED_PARTS[norms]
 
 
-def rotates(attention_type):
+def rotates(attention_type: str) -> bool:
     """Whether queries and keys are rotated by their positions."""
     return not attention_type.endswith("nope")
 
@@ -31,9 +33,10 @@ class DroPELlamaConfig(LlamaConfig):
     """Llama's, and the two fields above."""
 
     model_type = "llama_drope"
-    base_model_tp_plan = None  # a norm over all heads needs the sum over ranks, which no plan has
+    # A norm over all heads needs the sum over ranks, which no plan has.
+    base_model_tp_plan = None  # type: ignore[assignment]  # transformers reads None as "no plan"
 
-    def __init__(self, attention_type="nope", softmax_scale=None, **kwargs):
+    def __init__(self, attention_type: str = "nope", softmax_scale: float | None = None, **kwargs: Any) -> None:
         normed_parts(attention_type)
         self.attention_type = attention_type
         self.softmax_scale = softmax_scale
@@ -44,9 +47,10 @@ class DroPEQwen2Config(Qwen2Config):
     """Qwen2's, and the two fields above."""
 
     model_type = "qwen2_drope"
-    base_model_tp_plan = None  # a norm over all heads needs the sum over ranks, which no plan has
+    # A norm over all heads needs the sum over ranks, which no plan has.
+    base_model_tp_plan = None  # type: ignore[assignment]  # transformers reads None as "no plan"
 
-    def __init__(self, attention_type="nope", softmax_scale=None, **kwargs):
+    def __init__(self, attention_type: str = "nope", softmax_scale: float | None = None, **kwargs: Any) -> None:
         normed_parts(attention_type)
         self.attention_type = attention_type
         self.softmax_scale = softmax_scale

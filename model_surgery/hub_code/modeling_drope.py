@@ -3,8 +3,10 @@
 For transformers 5, and late versions of 4.
 """
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -24,7 +26,16 @@ from transformers.models.qwen2.modeling_qwen2 import (
 from .configuration_drope import DroPELlamaConfig, DroPEQwen2Config, normed_parts, rotates
 
 
-def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+def eager_attention(
+    module: "DroPEAttention",
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
     """softmax(scaling q k^T + mask) v. q: [batch, heads, queries, head_dim]; k, v: [batch, KV heads, keys, head_dim].
 
     Returns: output [batch, queries, heads, head_dim], and the attention weights [batch, heads, queries, keys].
@@ -45,7 +56,18 @@ class DroPEAttention(nn.Module):
     To be mixed into a stock attention module, from which it takes the four projections.
     """
 
-    def __init__(self, config, layer_idx):
+    config: Any  # DroPELlamaConfig or DroPEQwen2Config
+    layer_idx: int
+    head_dim: int
+    num_key_value_groups: int
+    attention_dropout: Any
+    scaling: float
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
         if getattr(self, "sliding_window", None) is not None:
             raise ValueError("use_sliding_window is not supported in DroPE models: every layer sees the whole context")
@@ -59,13 +81,13 @@ class DroPEAttention(nn.Module):
 
     def forward(
         self,
-        hidden_states,
-        position_embeddings=None,
-        attention_mask=None,
-        past_key_values=None,
-        past_key_value=None,
-        **kwargs,
-    ):
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        past_key_value: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Any]:
         """hidden_states [batch, length, hidden] -> the same, and the attention weights where the kernel has them."""
         leading = hidden_states.shape[:-1]
         query, key = self.q_proj(hidden_states), self.k_proj(hidden_states)
@@ -77,6 +99,7 @@ class DroPEAttention(nn.Module):
             for states in (query, key, self.v_proj(hidden_states))
         )
         if self.rotates:
+            assert position_embeddings is not None  # the decoder gives cosines and sines to every layer
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         cache = past_key_values if past_key_values is not None else past_key_value  # the name before transformers 4.56
         if cache is not None:
@@ -98,7 +121,7 @@ class DroPEQwen2Attention(DroPEAttention, Qwen2Attention):
     """With Qwen2's projections: biases on q, k and v."""
 
 
-def replace_attention(model, attention):
+def replace_attention(model: Any, attention: type[DroPEAttention]) -> None:
     """Gives every layer of a decoder that is being built this class of attention; says which tensors it leaves unread.
 
     The published checkpoints hold both norms also where attention_type has one of them.
@@ -115,7 +138,7 @@ class DroPELlamaModel(LlamaModel):
     config: DroPELlamaConfig
     config_class = DroPELlamaConfig
 
-    def __init__(self, config):
+    def __init__(self, config: DroPELlamaConfig) -> None:
         super().__init__(config)
         replace_attention(self, DroPELlamaAttention)
         self.post_init()
@@ -127,7 +150,7 @@ class DroPELlamaForCausalLM(LlamaForCausalLM):
     config: DroPELlamaConfig
     config_class = DroPELlamaConfig
 
-    def __init__(self, config):
+    def __init__(self, config: DroPELlamaConfig) -> None:
         LlamaPreTrainedModel.__init__(self, config)  # LlamaForCausalLM's would build a LlamaModel first
         self.model = DroPELlamaModel(config)
         self.vocab_size = config.vocab_size
@@ -142,7 +165,7 @@ class DroPEQwen2Model(Qwen2Model):
     config: DroPEQwen2Config
     config_class = DroPEQwen2Config
 
-    def __init__(self, config):
+    def __init__(self, config: DroPEQwen2Config) -> None:
         super().__init__(config)
         replace_attention(self, DroPEQwen2Attention)
         self.post_init()
@@ -154,7 +177,7 @@ class DroPEQwen2ForCausalLM(Qwen2ForCausalLM):
     config: DroPEQwen2Config
     config_class = DroPEQwen2Config
 
-    def __init__(self, config):
+    def __init__(self, config: DroPEQwen2Config) -> None:
         Qwen2PreTrainedModel.__init__(self, config)  # Qwen2ForCausalLM's would build a Qwen2Model first
         self.model = DroPEQwen2Model(config)
         self.vocab_size = config.vocab_size

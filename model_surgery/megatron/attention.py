@@ -19,6 +19,11 @@ class SDPAttention(torch.nn.Module):
         super().__init__()
         self.softmax_scale = softmax_scale
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether a hook looks at what goes in."""
+        return bool(self._forward_pre_hooks)
+
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **unused: object
     ) -> Tensor:
@@ -31,16 +36,18 @@ class SDPAttention(torch.nn.Module):
         if attention_mask is not None and groups > 1:
             # Of torch's CUDA kernels those that take a mask without storing all scores take no grouped KV heads.
             key, value = (heads.repeat_interleave(groups, dim=2) for heads in (key, value))
-        rows = (heads.permute(1, 2, 0, 3) for heads in (query, key, value))
+        query, key, value = (heads.permute(1, 2, 0, 3) for heads in (query, key, value))
         if query.device.type == "cpu":
             # torch's CPU kernel goes through a row's keys again and again: with a batch between them it takes longer.
-            rows = (heads.contiguous() for heads in rows)
+            query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         out = scaled_dot_product_attention(
-            *rows,
+            query,
+            key,
+            value,
             attn_mask=None if attention_mask is None else ~attention_mask,
             is_causal=attention_mask is None,
             scale=self.softmax_scale,
-            enable_gqa=query.shape[2] != key.shape[2],
+            enable_gqa=query.shape[1] != key.shape[1],
         )
         return out.permute(2, 0, 1, 3).reshape(length, batch, -1)
 

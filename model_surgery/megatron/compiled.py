@@ -11,7 +11,7 @@ import torch
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
-from model_surgery.megatron.output_layer import loss_and_gradient
+from model_surgery.megatron.output_layer import OutputLayer, loss_and_gradient
 from model_surgery.megatron.qk_norm import FullWidthNorm
 
 
@@ -27,20 +27,20 @@ class CompiledLayer(TransformerLayer):
         if self.config.tensor_model_parallel_size > 1:
             for norm in (self.self_attention.q_layernorm, self.self_attention.k_layernorm):
                 if isinstance(norm, FullWidthNorm):  # sums over ranks in place within, which the compiler cannot trace
-                    norm.forward = torch.compiler.disable(norm.forward)
+                    norm.keep_out_of_graphs()
 
     def forward(self, hidden_states: Tensor, **others: Any) -> tuple[Tensor, None]:
         """[length, batch, hidden] -> the same, and Megatron-core's unused context."""
-        if self.self_attention.core_attention._forward_pre_hooks or not torch.is_grad_enabled():
+        if self.self_attention.core_attention.is_watched or not torch.is_grad_enabled():
             return super().forward(hidden_states, **others)
         # Of a batch of one the embeddings come with other strides than what layers make: it would be another graph.
         hidden_states = hidden_states.flatten().view(hidden_states.shape)
         return _compiled(TransformerLayer.forward)(self, hidden_states, **others)
 
 
-def compile_loss(model: torch.nn.Module) -> None:
+def compile_loss(output_layer: OutputLayer) -> None:
     """Takes losses and their gradients from the logits in fused passes."""
-    model.output_layer.loss_and_gradient = _compiled(loss_and_gradient)
+    output_layer.loss_and_gradient = _compiled(loss_and_gradient)
 
 
 def reason_against() -> str | None:

@@ -1,5 +1,7 @@
 """What Megatron-core 0.16 needs in order to run without a GPU. All of it is here and nowhere else."""
 
+from typing import Any
+
 import torch
 
 
@@ -10,7 +12,12 @@ def forgo_compiler_if_no_gpu() -> None:
     compiler, 1.6 of the 4 seconds that a training process imports.
     """
     if not torch.cuda.is_available():
-        torch.compile = lambda function=None, **options: function or (lambda decorated: decorated)
+        torch.compile = _uncompiled  # type: ignore[assignment]  # of torch's overloads it needs what decorators use
+
+
+def _uncompiled(function: Any = None, **options: Any) -> Any:
+    """As torch.compile is called: with a function, or with options alone, then it gives a decorator."""
+    return function or (lambda decorated: decorated)
 
 
 def accelerator_name() -> str:
@@ -27,6 +34,7 @@ def use_cpu_if_no_gpu() -> torch.device:
     """
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    torch.cuda.current_device = lambda: torch.device("cpu")
+    # Megatron-core passes what it gives on as `device=`, which may be a torch.device as well as a number.
+    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
     torch.cuda.synchronize = lambda device=None: None
     return torch.device("cpu")

@@ -28,7 +28,7 @@ from model_surgery.megatron.recompute import RecomputedLayer
 from model_surgery.megatron.sequence_parallel import RowPartNorm, forget_random_states
 from model_surgery.megatron.swiglu import SwiGLU
 from model_surgery.megatron.te.settings import FP8
-from model_surgery.shape import ModelShape
+from model_surgery.shape import ModelShape, PositionEmbedding
 
 if TYPE_CHECKING:
     from model_surgery.megatron.te.fp8 import FP8Switch
@@ -51,7 +51,7 @@ def start_parallel(tensor_parallel: int, timeout: timedelta = timedelta(minutes=
 def build_model(
     shape: ModelShape,
     *,
-    position_embedding: Literal["none", "rope"],
+    position_embedding: PositionEmbedding,
     dtype: torch.dtype = torch.float32,
     max_length: int | None = None,
     sequence_parallel: bool = False,
@@ -111,6 +111,7 @@ def build_model(
         switch = FP8Switch(fp8, shape.layers)
     model = LanguageModel(
         fp8=switch,
+        words=true_words(shape.vocab, padded.vocab),
         config=config,
         transformer_layer_spec=block_spec(shape, tensor_parallel, sequence_parallel, recompute, layers, switch),
         vocab_size=padded.vocab,
@@ -120,10 +121,9 @@ def build_model(
         rotary_base=shape.rope_theta,
     )
     mark_partitioned(model, shape)
-    model.output_layer.__class__ = OutputLayer  # GPTModel names the class itself
-    mask_padded_vocabulary(model, shape.vocab, padded.vocab)
+    mask_padded_vocabulary(model.output_layer)
     if layers == "compiled":
-        compile_loss(model)
+        compile_loss(model.output_layer)
     return model.to(dtype)
 
 
@@ -134,9 +134,11 @@ class LanguageModel(GPTModel):
     holds nothing else.
     """
 
-    def __init__(self, *arguments: Any, fp8: "FP8Switch | None" = None, **others: Any) -> None:
-        super().__init__(*arguments, **others)
+    def __init__(self, *, fp8: "FP8Switch | None", words: int, **of_gpt: Any) -> None:
+        """words: rows of this rank's output layer that are no padding. of_gpt: GPTModel's arguments."""
+        super().__init__(**of_gpt)
         self.fp8 = fp8
+        self.output_layer: OutputLayer = OutputLayer(self.output_layer, words)  # GPTModel names the class itself
         keep_layout_names(self)
 
     def named_parameters(self, *arguments: Any, **others: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -149,8 +151,8 @@ class LanguageModel(GPTModel):
     def _postprocess(
         self, hidden_states: Tensor, *, labels: Tensor | None, loss_mask: Tensor | None, **others: object
     ) -> Tensor:
-        if loss_mask is None:
-            return super()._postprocess(hidden_states, labels=labels, loss_mask=None, **others)
+        if loss_mask is None or labels is None:
+            return super()._postprocess(hidden_states, labels=labels, loss_mask=loss_mask, **others)
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         return self.output_layer(hidden_states, weight=weight, labels=labels.t(), token_weights=loss_mask.t())
 
@@ -185,11 +187,15 @@ def block_spec(
     return TransformerBlockSubmodules(layer_specs=[layer] * shape.layers, layer_norm=last_norm)
 
 
-def mask_padded_vocabulary(model: GPTModel, vocab: int, padded: int) -> None:
-    """Gives ids from `vocab` to `padded` the lowest logit that there is: they weigh nothing in a softmax or a loss."""
+def true_words(vocab: int, padded: int) -> int:
+    """How many of this rank's rows of a vocabulary that is padded from `vocab` to `padded` ids are no padding."""
     rows = padded // parallel_state.get_tensor_model_parallel_world_size()
-    real = min(max(0, vocab - rows * parallel_state.get_tensor_model_parallel_rank()), rows)
-    model.output_layer.true_size = real
+    return min(max(0, vocab - rows * parallel_state.get_tensor_model_parallel_rank()), rows)
+
+
+def mask_padded_vocabulary(output_layer: OutputLayer) -> None:
+    """Gives ids that are padding the lowest logit that there is: they weigh nothing in a softmax or a loss."""
+    rows, real = output_layer.output_size_per_partition, output_layer.true_size
     if real == rows:
         return
 
@@ -200,7 +206,7 @@ def mask_padded_vocabulary(model: GPTModel, vocab: int, padded: int) -> None:
         lowest = torch.finfo(logits.dtype).min
         return torch.nn.functional.pad(logits[..., :real], (0, rows - real), value=lowest), bias
 
-    model.output_layer.register_forward_hook(mask)
+    output_layer.register_forward_hook(mask)
 
 
 def mark_partitioned(model: GPTModel, shape: ModelShape) -> None:
@@ -223,14 +229,14 @@ def load_slices(model: GPTModel, slices: dict[str, Tensor]) -> None:
 
     Raises: SurgeryError naming the first tensor that does not fit; then the model is as it was.
     """
-    wanted = {name: tensor for name, tensor in model.state_dict().items() if tensor is not None}
-    if names := wanted.keys() ^ slices.keys():
+    state = {name: tensor for name, tensor in model.state_dict().items() if tensor is not None}
+    if names := state.keys() ^ slices.keys():
         raise SurgeryError(f"layout: tensor {min(names)} is in only one of layout and model")
     for name, tensor in slices.items():
-        if tensor.shape != wanted[name].shape:
-            raise SurgeryError(f"layout: {name} has shape {list(tensor.shape)}, model {list(wanted[name].shape)}")
+        if tensor.shape != state[name].shape:
+            raise SurgeryError(f"layout: {name} has shape {list(tensor.shape)}, model {list(state[name].shape)}")
     for name, tensor in slices.items():
-        wanted[name].copy_(tensor)
+        state[name].copy_(tensor)
 
 
 def token_losses(model: torch.nn.Module, tokens: Tensor, labels: Tensor, documents: Tensor | None = None) -> Tensor:

@@ -29,13 +29,13 @@ def layout_name(name: str) -> str:
 
 def named_in_order(named: Iterable[tuple[str, torch.nn.Parameter]]) -> list[tuple[str, torch.nn.Parameter]]:
     """Parameters under the names of the layout, in the order of torch's layers."""
-    found = [(layout_name(name), parameter) for name, parameter in named]
-    places = {name: place for place, (name, _) in enumerate(found)}
+    renamed = [(layout_name(name), parameter) for name, parameter in named]
+    places: dict[str, float] = {name: place for place, (name, _) in enumerate(renamed)}
     for norm, follows in _BEFORE.items():
         for name in [name for name in places if name.endswith(norm)]:
             within = name.removesuffix(norm) + follows
             places[name] = min(place for other, place in places.items() if other.startswith(within)) - 0.5
-    return sorted(found, key=lambda item: places[item[0]])
+    return sorted(renamed, key=lambda item: places[item[0]])
 
 
 def keep_layout_names(model: torch.nn.Module) -> None:
@@ -61,5 +61,5 @@ def _by_module_names(model: torch.nn.Module, state: dict[str, Any], prefix: str,
 
 def _without_extra_state(model: torch.nn.Module, keys: Any) -> None:
     """Checkpoints need not have what Transformer Engine or Megatron-core would add, and may have it."""
-    for found in (keys.missing_keys, keys.unexpected_keys):
-        found[:] = [name for name in found if not name.endswith(_EXTRA)]
+    for names in (keys.missing_keys, keys.unexpected_keys):
+        names[:] = [name for name in names if not name.endswith(_EXTRA)]

@@ -1,6 +1,7 @@
 """The output layer and the loss in one: logits are never held for more than a part of the tokens."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from megatron.core.tensor_parallel import (
@@ -9,10 +10,12 @@ from megatron.core.tensor_parallel import (
     gather_from_sequence_parallel_region,
 )
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from model_surgery.megatron.logit_parts import part_tokens
+
+LossAndGradient = Callable[[Tensor, Tensor, Tensor, ProcessGroup], Tensor]
 
 
 def loss_and_gradient(logits: Tensor, labels: Tensor, token_weights: Tensor, group: ProcessGroup) -> Tensor:
@@ -22,9 +25,9 @@ def loss_and_gradient(logits: Tensor, labels: Tensor, token_weights: Tensor, gro
     is computed in fp32.
     """
     given, logits = logits, logits.float()
-    mine = (labels >= 0) & (labels < logits.shape[1])
-    index = torch.where(mine, labels, 0).unsqueeze(1)
-    at_label = torch.where(mine.unsqueeze(1), logits.gather(1, index), 0)
+    is_ours = (labels >= 0) & (labels < logits.shape[1])
+    index = torch.where(is_ours, labels, 0).unsqueeze(1)
+    at_label = torch.where(is_ours.unsqueeze(1), logits.gather(1, index), 0)
     highest = logits.amax(1, keepdim=True)
     total = logits.sub_(highest).exp_().sum(1, keepdim=True)
     log_total = highest + total.log()
@@ -34,19 +37,35 @@ def loss_and_gradient(logits: Tensor, labels: Tensor, token_weights: Tensor, gro
         torch.distributed.all_gather_into_tensor(ranks, both, group=group)
         log_total, at_label = ranks[::2].logsumexp(0), ranks[1::2].sum(0)
     logits.mul_((highest - log_total).exp_().mul_(token_weights.unsqueeze(1)))
-    logits.scatter_add_(1, index, torch.where(mine, -token_weights, 0).unsqueeze(1))
+    logits.scatter_add_(1, index, torch.where(is_ours, -token_weights, 0).unsqueeze(1))
     if given is not logits:
         given.copy_(logits)
     return torch.dot((log_total - at_label).squeeze(1), token_weights)
 
 
 class OutputLayer(ColumnParallelLinear):
-    """Megatron-core's, which with labels gives the weighted sum of the losses in place of the logits."""
+    """Megatron-core's, which with labels gives the weighted sum of the losses in place of the logits.
 
-    true_size: int
-    """Rows of this rank's weight that are words; the others, which stand last, are padding."""
-    loss_and_gradient = staticmethod(loss_and_gradient)
-    """Or what a compiler has made of it."""
+    It stands in the place of the `stock` layer that GPTModel has made, and takes over its weight; there is none where
+    it is tied to the embedding. `true_size`: rows of this rank's weight that are words; the others, which stand last,
+    are padding.
+    """
+
+    def __init__(self, stock: ColumnParallelLinear, true_size: int) -> None:
+        super().__init__(
+            stock.input_size,
+            stock.output_size,
+            config=stock.config,
+            init_method=stock.config.init_method,
+            bias=False,
+            gather_output=stock.gather_output,
+            skip_weight_param_allocation=True,
+            tp_group=stock.tp_group,
+        )
+        self.weight = stock.weight
+        self.true_size = true_size
+        self.loss_and_gradient: LossAndGradient = loss_and_gradient
+        """Or what a compiler has made of it."""
 
     def forward(
         self,
@@ -65,8 +84,9 @@ class OutputLayer(ColumnParallelLinear):
             hidden = gather_from_sequence_parallel_region(input_, group=self.tp_group)
         else:
             hidden = copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
-        sizes = (self.true_size, self.tp_group)
-        return _WeightedLoss.apply(hidden, weight, labels, token_weights, *sizes, self.loss_and_gradient)
+        return _WeightedLoss.apply(
+            hidden, weight, labels, token_weights, self.true_size, self.tp_group, self.loss_and_gradient
+        )
 
 
 class _WeightedLoss(torch.autograd.Function):
@@ -74,14 +94,14 @@ class _WeightedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         labels: Tensor,
         token_weights: Tensor,
         true_size: int,
         group: ProcessGroup,
-        loss_and_gradient: Callable[[Tensor, Tensor, Tensor, ProcessGroup], Tensor],
+        loss_and_gradient: LossAndGradient,
     ) -> Tensor:
         rows, words = hidden.reshape(-1, hidden.shape[-1]), weight[:true_size]
         labels, token_weights = labels.reshape(-1) - group.rank() * len(weight), token_weights.reshape(-1)
@@ -110,6 +130,6 @@ class _WeightedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         of_hidden, of_weight = ctx.saved_tensors
         return of_hidden.mul_(grad), of_weight.mul_(grad), *[None] * 5

@@ -10,7 +10,7 @@ from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, 
 from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import Tensor
 
-from model_surgery.shape import ModelShape
+from model_surgery.shape import NORM_PARTS, ModelShape
 
 
 class FullWidthNorm(torch.nn.Module):
@@ -25,12 +25,16 @@ class FullWidthNorm(torch.nn.Module):
         self.eps, self.width = eps, width
         self.weight = torch.nn.Parameter(torch.ones(heads * hidden_size))
 
+    def keep_out_of_graphs(self) -> None:
+        """From now on torch.compile leaves this norm as it is, in whatever it is part of."""
+        self.forward = torch.compiler.disable(self.forward)  # type: ignore[method-assign]  # this one norm's alone
+
     def forward(self, x: Tensor) -> Tensor:
         """[length, batch, heads, head_dim] -> the same."""
         flat = x.flatten(2).float()
-        mine = flat.square().sum(-1, keepdim=True)
+        squares = flat.square().sum(-1, keepdim=True)
         # Forward: the sum over ranks. Backward: every rank's output depends on every rank's part, so again the sum.
-        total = copy_to_tensor_model_parallel_region(reduce_from_tensor_model_parallel_region(mine))
+        total = copy_to_tensor_model_parallel_region(reduce_from_tensor_model_parallel_region(squares))
         normed = flat * torch.rsqrt(total / self.width + self.eps)
         return (normed.type_as(x) * self.weight).view_as(x)
 
@@ -53,12 +57,12 @@ class PerHeadNorm(torch.nn.Module):
 def norm_specs(shape: ModelShape, tensor_parallel: int) -> dict[str, ModuleSpec | type]:
     """The submodules of Megatron-core's self-attention that norm queries and keys in a model of `shape`."""
     padded = shape.padded(tensor_parallel)
-    heads = {"q": (shape.heads, padded.heads), "k": (shape.kv_heads, padded.kv_heads)}
+    heads = {"q": padded.heads, "k": padded.kv_heads}
     specs: dict[str, ModuleSpec | type] = {}
-    for part, (true, with_padding) in heads.items():
-        kind = getattr(shape, f"{part}_norm")
+    for part in NORM_PARTS:
+        kind = shape.norm(part)
         if kind == "full":
-            sizes = {"heads": with_padding // tensor_parallel, "width": true * shape.head_dim}
+            sizes = {"heads": heads[part] // tensor_parallel, "width": shape.norm_width(part)}
             specs[f"{part}_layernorm"] = ModuleSpec(module=FullWidthNorm, params=sizes)
         elif kind == "per_head":
             specs[f"{part}_layernorm"] = PerHeadNorm

@@ -23,8 +23,9 @@ class RecomputedLayer(TransformerLayer):
         if not torch.is_grad_enabled():
             return super().forward(hidden_states, **others)
         # Hooks that gather weights (ZeRO 3) expect of every module that begins that it also ends.
-        whole = {"use_reentrant": False, "preserve_rng_state": False, "early_stop": False}
-        return checkpoint(self._computed, hidden_states, **whole, **others)
+        return checkpoint(
+            self._computed, hidden_states, use_reentrant=False, preserve_rng_state=False, early_stop=False, **others
+        )
 
     def _computed(self, hidden_states: Tensor, **others: Any) -> tuple[Tensor, None]:
         output, context = super().forward(hidden_states, **others)

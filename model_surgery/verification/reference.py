@@ -1,6 +1,6 @@
 """The source as transformers' own model: what every layout is compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from torch.nn.functional import rms_norm
 from model_surgery.checkpoint import Checkpoint
 from model_surgery.files import read_json
 from model_surgery.rotation import IDENTITY_ROTATION
-from model_surgery.shape import ModelShape, read_shape
+from model_surgery.shape import NORM_PARTS, ModelShape, NormPart, read_shape
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -28,6 +28,9 @@ _NOT_OF_THE_FAMILY = (
     "transformers_version",
 )
 _LAYER = "model.layers.{}."
+
+NormHook = Callable[[torch.nn.Module, object, Tensor], Tensor]
+"""A forward hook of a projection, which gives what the projection made as the norm leaves it."""
 
 
 def reference_config(source: Path, shape: ModelShape, *, layers: int, identity_rotation: bool) -> "PretrainedConfig":
@@ -97,7 +100,7 @@ def name_in_source(name: str, layers: Sequence[int]) -> str:
 
 def source_norms(source: Path, shape: ModelShape, layers: Sequence[int] | None = None) -> dict[str, Tensor]:
     """The norms of queries and keys that a checkpoint of `shape` holds, by their names."""
-    parts = [part for part in "qk" if getattr(shape, f"{part}_norm") != "none"]
+    parts = [part for part in NORM_PARTS if shape.norm(part) != "none"]
     if not parts:
         return {}
     names = [norm_name(layer, part) for layer in layers or range(shape.layers) for part in parts]
@@ -105,7 +108,7 @@ def source_norms(source: Path, shape: ModelShape, layers: Sequence[int] | None =
         return {name: checkpoint.tensor(name) for name in names}
 
 
-def norm_name(layer: int, part: str) -> str:
+def norm_name(layer: int, part: NormPart) -> str:
     """Hugging Face's name of a layer's norm of queries ("q") or keys ("k")."""
     return _LAYER.format(layer) + f"self_attn.{part}_norm.weight"
 
@@ -113,13 +116,13 @@ def norm_name(layer: int, part: str) -> str:
 def add_norms(model: Any, shape: ModelShape, norms: dict[str, Tensor], layers: Sequence[int]) -> None:
     """Puts norms on queries and keys of a Llama or Qwen2: hooks on the projections, which are what is normed."""
     for place, layer in enumerate(layers):
-        for part in "qk":
+        for part in NORM_PARTS:
             if (weight := norms.get(norm_name(layer, part))) is not None:
                 projection = getattr(model.model.layers[place].self_attn, f"{part}_proj")
                 projection.register_forward_hook(norm_hook(weight.float(), shape))
 
 
-def norm_hook(weight: Tensor, shape: ModelShape):
+def norm_hook(weight: Tensor, shape: ModelShape) -> NormHook:
     """RMSNorm over the last axis, whole or by heads, as the weight's width says."""
     width = weight.shape[0]
 

@@ -25,7 +25,7 @@ from foundation.full_disk import explained_full_disk
 from model_surgery.architectures import rules
 from model_surgery.checkpoint import Checkpoint
 from model_surgery.layout import Layout, read_rank, read_sources
-from model_surgery.shape import ModelShape, read_shape
+from model_surgery.shape import ModelShape, PositionEmbedding, read_shape
 from model_surgery.verification.reference import logits_of, model_of_layers, reference_config, source_logits
 
 LOGIT_LIMIT = 1e-4
@@ -91,7 +91,7 @@ class Run:
 
     name: str
     shape: ModelShape
-    position_embedding: str
+    position_embedding: PositionEmbedding
     layers: tuple[int, ...]
 
     @property
@@ -134,16 +134,16 @@ def verify(
     with tempfile.TemporaryDirectory(prefix="drope-verify-") as scratch, explained_full_disk(Path(scratch)):
         processes = _start_layout_processes(folder, layout.tensor_parallel, tokens, runs, Path(scratch))
         try:
-            wanted = {run.name: reference_logits(source, run, tokens, norms) for run in runs}
+            expected = {run.name: reference_logits(source, run, tokens, norms) for run in runs}
             while not processes.join():  # joins one process after the other
                 continue
         except BaseException:
             for process in processes.processes:
                 process.terminate()
             raise
-        got = load_file(Path(scratch) / "logits.safetensors")
+        computed = load_file(Path(scratch) / "logits.safetensors")
     return Verification(
-        comparisons={run.name: compare(wanted[run.name], got[run.name]) for run in runs},
+        comparisons={run.name: compare(expected[run.name], computed[run.name]) for run in runs},
         tokens=tokens.numel(),
         text_tokens=text_tokens,
         layers=layers,
@@ -159,8 +159,8 @@ def changed_tensors(source: Path, folder: Path, layout: Layout, norms: dict[str,
     with Checkpoint(source) as checkpoint:
         for entry in tqdm(layout.tensors, desc="verification", unit="tensor", disable=None):
             for name, tensor in read_sources(folder, layout, entry).items():
-                wanted = norms[name] if name in norms else checkpoint.tensor(name)
-                if tensor.dtype != wanted.dtype or not torch.equal(_bytes(tensor), _bytes(wanted)):
+                original = norms[name] if name in norms else checkpoint.tensor(name)
+                if tensor.dtype != original.dtype or not torch.equal(_bytes(tensor), _bytes(original)):
                     changed.append(name)
     return tuple(changed)
 
@@ -183,13 +183,13 @@ def config_differences(source: Path, shape: ModelShape) -> tuple[str, ...]:
     )
 
 
-def compare(wanted: Tensor, got: Tensor) -> Comparison:
+def compare(expected: Tensor, computed: Tensor) -> Comparison:
     """Logits [batch, length, vocab]. A top-1 difference counts unless the two best logits are closer than the limit."""
-    limit = LOGIT_LIMIT * max(1.0, wanted.square().mean().sqrt().item())
-    best = wanted.topk(2, dim=-1).values
+    limit = LOGIT_LIMIT * max(1.0, expected.square().mean().sqrt().item())
+    best = expected.topk(2, dim=-1).values
     clear = best[..., 0] - best[..., 1] > 2 * limit
-    same = (wanted.argmax(-1) == got.argmax(-1)) | ~clear
-    difference = (wanted - got).abs().max().item()
+    same = (expected.argmax(-1) == computed.argmax(-1)) | ~clear
+    difference = (expected - computed).abs().max().item()
     return Comparison(max_difference=difference, limit=limit, top1_agreement=same.double().mean().item())
 
 
@@ -225,8 +225,8 @@ def only_layers(layout: Layout, layers: Sequence[int]) -> Layout:
     """The layout without the tensors of all other layers."""
     if len(layers) == layout.shape.layers:
         return layout
-    wanted = tuple(f"decoder.layers.{layer}." for layer in layers)
-    kept = [t for t in layout.tensors if not t.target.startswith("decoder.layers.") or t.target.startswith(wanted)]
+    prefixes = tuple(f"decoder.layers.{layer}." for layer in layers)
+    kept = [t for t in layout.tensors if not t.target.startswith("decoder.layers.") or t.target.startswith(prefixes)]
     return layout.model_copy(update={"tensors": tuple(kept)})
 
 

@@ -131,7 +131,8 @@ def test_ids_that_are_padding_cannot_be_sampled_nor_counted(
             parameter.uniform_(-0.5, 0.5)
     tokens, labels = (torch.randint(90, (2, 12), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     plain = full_logits(model, tokens)
-    mask_padded_vocabulary(model, vocab=90, padded=96)
+    model.output_layer.true_size = 90
+    mask_padded_vocabulary(model.output_layer)
     masked = full_logits(model, tokens)
     assert torch.equal(masked[..., :90], plain[..., :90])
     assert (masked.float().softmax(-1)[..., 90:] == 0).all()

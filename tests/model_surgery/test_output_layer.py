@@ -34,7 +34,8 @@ def loaded(folder: Path, dtype: torch.dtype, vocab: int = 96) -> torch.nn.Module
     model = build_model(layout.shape, position_embedding="rope", dtype=dtype)
     load_slices(model, read_rank(folder, layout, 0))
     if vocab < 96:
-        mask_padded_vocabulary(model, vocab=vocab, padded=96)
+        model.output_layer.true_size = vocab
+        mask_padded_vocabulary(model.output_layer)
     return model
 
 

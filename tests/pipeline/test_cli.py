@@ -54,7 +54,7 @@ def test_doctor_says_what_of_transformer_engine_works(monkeypatch: Any) -> None:
 
     assert doctor.transformer_engine().state == "absent"
     assert "needs Transformer Engine and a GPU" in doctor.fp8_attention().detail
-    damaged = availability.Found(None, "2.20.2 does not load: libcuda.so.1")
+    damaged = availability.TransformerEngine(None, "2.20.2 does not load: libcuda.so.1")
     monkeypatch.setattr(availability, "find", lambda: damaged)
     assert doctor.transformer_engine().state == "absent"  # there is no GPU that would want it
     with_gpu = doctor.this_device().__class__("NVIDIA H200", (9, 0), None, damaged.problem)

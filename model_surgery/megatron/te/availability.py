@@ -11,7 +11,7 @@ _NAME = "transformer_engine"
 
 
 @dataclass(frozen=True)
-class Found:
+class TransformerEngine:
     """Transformer Engine as it was found in this process."""
 
     version: str | None
@@ -27,14 +27,14 @@ def is_installed() -> bool:
 
 
 @cache
-def find() -> Found:
+def find() -> TransformerEngine:
     """Imports it, where there is a GPU; hides it from Megatron-core if it is installed and cannot be used.
 
     Megatron-core imports whatever is installed and expects an ImportError at worst, but without cuDNN or a GPU the
     package raises others (RuntimeError, OSError).
     """
     if not is_installed():
-        return Found(None, "not installed (extra: gpu)", is_installed=False)
+        return TransformerEngine(None, "not installed (extra: gpu)", is_installed=False)
     import torch
 
     installed = version("transformer-engine")
@@ -44,8 +44,8 @@ def find() -> Found:
         importlib.import_module(f"{_NAME}.pytorch")
     except Exception as error:  # whatever its many libraries raise
         hide()
-        return Found(None, f"{installed} does not load: {' '.join(str(error).split())[:160]}")
-    return Found(installed)
+        return TransformerEngine(None, f"{installed} does not load: {' '.join(str(error).split())[:160]}")
+    return TransformerEngine(installed)
 
 
 def cudnn_version() -> tuple[int, int, int]:

@@ -39,8 +39,14 @@ class Attention(torch.nn.Module):
         self.softmax_scale = self.head_dim**-0.5 if softmax_scale is None else softmax_scale
         self.filled = fp8.settings.head_dim(self.head_dim) if fp8 else self.head_dim
         self.layer_number, self.fp8 = layer_number, fp8
-        sizes = {"k_channels": self.filled, "v_channels": self.filled, "softmax_scale": self.softmax_scale}
-        self.fused = TEDotProductAttention(config=config, layer_number=layer_number, **sizes, **others)
+        self.fused = TEDotProductAttention(
+            config=config,
+            layer_number=layer_number,
+            k_channels=self.filled,
+            v_channels=self.filled,
+            softmax_scale=self.softmax_scale,
+            **others,
+        )
         self.within_documents = SDPAttention(config, self.softmax_scale)
 
     def forward(

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from model_surgery.layout import ORIGIN
+from model_surgery.layout import Origin
 from model_surgery.shape import ModelShape
 from pipeline.errors import RecipeError
 
@@ -36,9 +36,14 @@ class _State(BaseModel):
     """How often the run had gone back when this was saved: one that a later return passed over is not gone on with."""
 
     @property
-    def origin(self) -> dict[str, str | None]:
+    def origin(self) -> Origin:
         """What a layout that is made from this checkpoint says of its source, as `Layout.origin`."""
-        return {name: getattr(self, name) for name in ORIGIN}
+        return Origin(
+            source=self.source,
+            source_fingerprint=self.source_fingerprint,
+            source_position_embedding=self.source_position_embedding,
+            inserted_norms=self.inserted_norms,
+        )
 
 
 class StoredFile(BaseModel):
