@@ -197,7 +197,7 @@ def report(given: tuple[str, ...], compare: bool, out: Path | None) -> None:
             raise click.UsageError("--out goes with --compare; the page of a run lies in its folder")
         run_stages(Path(given[0]), given[1:], ("report",))
         return
-    from pipeline.report.compare import write_comparison
+    from pipeline.report.compare_page import write_comparison
     from pipeline.stages.order import REPORT
 
     page = write_comparison([Path(folder) for folder in given], out or Path("compare.html"), REPORT.reported)

@@ -2,14 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from foundation.files import atomic_path
-from pipeline.errors import RecipeError
 from pipeline.report.claims import Claim, compare
-from pipeline.report.inputs import StageNames
 from pipeline.report.measures import LONGBENCH, NEEDLES, Measure
-from pipeline.report.runs import Run, read_runs
+from pipeline.report.runs import Run
 from pipeline.report.samples import same_samples
 
 
@@ -38,22 +34,6 @@ class Section:
 
     heading: str
     lines: tuple[Line, ...]
-
-
-def write_comparison(folders: Sequence[Path], out: Path, stage_names: StageNames) -> Path:
-    """Writes the page and returns its path; all of it is in this one file.
-
-    Raises: RecipeError or EvaluationError for runs that cannot be compared, before anything is written.
-    """
-    from pipeline.report.compare_page import render_comparison
-
-    page = render_comparison(read_runs(folders, stage_names))
-    if out.is_dir():
-        raise RecipeError(f"--out {out}: is a folder; name the page, such as {out / 'compare.html'}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out) as temporary:
-        temporary.write_bytes(page.encode())
-    return out
 
 
 _HEADINGS = {

@@ -1,14 +1,18 @@
 """The page that compares runs."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from markupsafe import Markup
 
+from foundation.files import atomic_path
+from pipeline.errors import RecipeError
 from pipeline.report.compare import sections
+from pipeline.report.inputs import StageNames
 from pipeline.report.measures import NEEDLES
 from pipeline.report.page import environment
 from pipeline.report.plots import inline, lines_by_length
-from pipeline.report.runs import Run, key_facts
+from pipeline.report.runs import Run, key_facts, read_runs
 from pipeline.report.variants import Look
 
 _COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d", "#b8a900")
@@ -20,6 +24,20 @@ _CAPTIONS = {
     "recall": "Recall of facts from the context, with one standard error, against the context length.",
     NEEDLES: "Needles found, mean over RULER's tasks, with one standard error, against the context length.",
 }
+
+
+def write_comparison(folders: Sequence[Path], out: Path, stage_names: StageNames) -> Path:
+    """Writes the page and returns its path; all of it is in this one file.
+
+    Raises: RecipeError or EvaluationError for runs that cannot be compared, before anything is written.
+    """
+    page = render_comparison(read_runs(folders, stage_names))
+    if out.is_dir():
+        raise RecipeError(f"--out {out}: is a folder; name the page, such as {out / 'compare.html'}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as temporary:
+        temporary.write_bytes(page.encode())
+    return out
 
 
 def look(place: int, name: str) -> Look:

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from eval.results import RESULTS, Results, SampleValues
 from pipeline.cli import main
 from pipeline.errors import RecipeError
-from pipeline.report.compare import sections, write_comparison
+from pipeline.report.compare import sections
+from pipeline.report.compare_page import write_comparison
 from pipeline.report.runs import facts_of, key_facts, read_runs
 from pipeline.report.samples import same_samples
 from pipeline.runs.manifest import Manifest, describe_outputs
