@@ -8,7 +8,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.report.plots import render
+from pipeline.report.figures import render
 
 _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "drope", "axes.spines.top": False, "axes.spines.right": False}
 _STYLE |= {"legend.frameon": False, "legend.fontsize": 9}

@@ -29,12 +29,12 @@ def prepare_demo(overrides: tuple[str, ...], *, pretrain: bool) -> tuple[Path, t
     else:
         paths += [f"model.path={MODEL}", f"evaluation.recall.keys={words}", f"evaluation.recall.values={words}"]
     given = (*paths, *overrides)
-    wanted = load_recipe(recipe, given)
+    resolved = load_recipe(recipe, given)
     if pretrain:
         write_random_model(INPUTS / "random-model")
     else:
         write_json(words, {"keys": NAMES, "values": FOODS})
     # A little more than the training takes, since some documents are held out: no token is trained on twice.
-    tokens = wanted.recalibration.tokens * 21 // 20
-    write_parquet(INPUTS / f"{recipe.stem}.parquet", seed=wanted.data.seed, tokens=tokens)
+    tokens = resolved.recalibration.tokens * 21 // 20
+    write_parquet(INPUTS / f"{recipe.stem}.parquet", seed=resolved.data.seed, tokens=tokens)
     return recipe, given

@@ -78,13 +78,14 @@ def compare(ours: Score, rival: Score, pairs: Pairs = ()) -> Claim:
     """
     sign = -1 if ours.task in LOWER_IS_BETTER else 1
     difference = sign * (ours.value - rival.value)
-    if pairs and all(len(mine) > 1 for mine, _ in pairs):
-        paired = stratified_bootstrap([pair[::sign] for pair in pairs])
+    if pairs and all(len(our) > 1 for our, _ in pairs):
+        paired = stratified_bootstrap([(our, their) if sign > 0 else (their, our) for our, their in pairs])
         if paired.stderr > 0:
             return Claim(ours, rival, difference, paired.stderr, (paired.low, paired.high))
-    errors = (standard_error(ours), standard_error(rival))
-    stderr = None if None in errors else math.hypot(*errors)  # type: ignore[arg-type]
-    return Claim(ours, rival, difference, stderr)
+    our_error, rival_error = standard_error(ours), standard_error(rival)
+    if our_error is None or rival_error is None:
+        return Claim(ours, rival, difference, None)
+    return Claim(ours, rival, difference, math.hypot(our_error, rival_error))
 
 
 def standard_error(score: Score) -> float | None:
@@ -111,26 +112,27 @@ def claims(results: Results, task: str) -> list[Claim]:
 
     task: a task, or NEEDLES or LONGBENCH for the mean of theirs.
     """
-    ours = our_variant(results)
-    found = measure(results, task)
-    cells, claimed = found.scores, []
-    for factor in found.factors:
-        mine = cells.get((ours, factor)) if ours else None
-        if mine is None:
+    variant_of_ours = our_variant(results)
+    scored = measure(results, task)
+    cells, claimed = scored.scores, []
+    for factor in scored.factors:
+        ours = cells.get((variant_of_ours, factor)) if variant_of_ours else None
+        if ours is None:
             continue
         rivals = [cells[variant, factor] for variant in OF_THE_SOURCE if (variant, factor) in cells]
         if rivals:
             sign = -1 if task in LOWER_IS_BETTER else 1
-            claimed.append(against(found, mine, max(rivals, key=lambda rival: sign * rival.value)))
+            claimed.append(against(scored, ours, max(rivals, key=lambda rival: sign * rival.value)))
         if ("control", factor) in cells:
-            claimed.append(against(found, mine, cells["control", factor]))
+            claimed.append(against(scored, ours, cells["control", factor]))
     return claimed
 
 
-def against(found: Measure, mine: Score, rival: Score) -> Claim:
+def against(scored: Measure, ours: Score, rival: Score) -> Claim:
     """Two variants at one length, in pairs where the values of both are kept."""
-    both = [found.parts[score.variant, score.context_factor] for score in (mine, rival)]
-    return compare(mine, rival, list(zip(*both, strict=True)) if all(both) else ())
+    our_parts = scored.parts[ours.variant, ours.context_factor]
+    rival_parts = scored.parts[rival.variant, rival.context_factor]
+    return compare(ours, rival, list(zip(our_parts, rival_parts, strict=True)) if our_parts and rival_parts else ())
 
 
 def all_claims(results: Results) -> Claims:
@@ -138,22 +140,22 @@ def all_claims(results: Results) -> Claims:
     return {task: claims(results, task) for task in COMPARED}
 
 
-def summary(found: Claims, chance: dict[str, float]) -> list[str]:
+def summary(by_task: Claims, chance: dict[str, float]) -> list[str]:
     """At most five sentences: on recall and loss in context (control included), then on these and needles at 4x.
 
     Where 4x was not evaluated, the longest length stands for it. chance: what guessing would score, by task.
     """
-    sentences = [said(found[task], 1, chance.get(task)) for task in ("recall", "loss")]
+    sentences = [sentence_at(by_task[task], 1, chance.get(task)) for task in ("recall", "loss")]
     for task in ("recall", NEEDLES, "loss"):
-        longer = [claim.ours.context_factor for claim in found[task] if claim.ours.context_factor > 1]
+        longer = [claim.ours.context_factor for claim in by_task[task] if claim.ours.context_factor > 1]
         headline = _HEADLINE_FACTOR if _HEADLINE_FACTOR in longer else max(longer, default=0)
-        sentences.append(said(found[task], headline, chance.get(task)))
+        sentences.append(sentence_at(by_task[task], headline, chance.get(task)))
     return [sentence for sentence in sentences if sentence]
 
 
-def said(found: list[Claim], factor: int, chance: float | None) -> str:
+def sentence_at(claimed: list[Claim], factor: int, chance: float | None) -> str:
     """The sentence on a length, empty where nothing is claimed there; the control is compared in context only."""
-    here = [claim for claim in found if claim.ours.context_factor == factor]
+    here = [claim for claim in claimed if claim.ours.context_factor == factor]
     if factor != 1:
         here = [claim for claim in here if claim.rival.variant != "control"]
     return sentence(here, chance) if here else ""

@@ -46,7 +46,7 @@ _HEADINGS = {
 
 def sections(runs: Sequence[Run]) -> list[Section]:
     """Everything that was scored in any run, by measure and length."""
-    found = []
+    scored = []
     for name, metric in names_of(runs):
         measures = [run.measure(name, metric) for run in runs]
         factors = sorted(
@@ -55,8 +55,8 @@ def sections(runs: Sequence[Run]) -> list[Section]:
         if factors:
             heading = _HEADINGS.get(name) or (f"{name} ({metric})" if metric else name)
             lines = (Line(f"{factor}x", cells_of(runs, measures, factor)) for factor in factors)
-            found.append(Section(heading, tuple(lines)))
-    return found
+            scored.append(Section(heading, tuple(lines)))
+    return scored
 
 
 def names_of(runs: Sequence[Run]) -> list[tuple[str, str | None]]:
@@ -72,33 +72,36 @@ def names_of(runs: Sequence[Run]) -> list[tuple[str, str | None]]:
 def cells_of(runs: Sequence[Run], measures: Sequence[Measure], factor: int) -> tuple[Cell | None, ...]:
     """The runs' scores at one length, each but the first with its difference to the first."""
     return tuple(
-        cell(runs[0], run, measures[0], mine, factor) if place else alone(run, mine, factor)
-        for place, (run, mine) in enumerate(zip(runs, measures, strict=True))
+        cell(runs[0], run, measures[0], scored, factor) if place else alone(run, scored, factor)
+        for place, (run, scored) in enumerate(zip(runs, measures, strict=True))
     )
 
 
-def alone(run: Run, mine: Measure, factor: int, why: str = "") -> Cell | None:
+def alone(run: Run, scored: Measure, factor: int, why: str = "") -> Cell | None:
     """A score without a difference, or with what forbids one."""
-    score = mine.scores.get((run.variant, factor))
+    score = scored.scores.get((run.variant, factor))
     if score is None:
         return None
     shown = Claim(score, score, 0.0, score.stderr)
     return Cell(shown.number(score.value), "" if score.stderr is None else shown.number(score.stderr), why, "", "")
 
 
-def cell(first: Run, run: Run, theirs: Measure, mine: Measure, factor: int) -> Cell | None:
+def cell(first: Run, run: Run, of_first: Measure, of_run: Measure, factor: int) -> Cell | None:
     """A score with its difference to the first run's, in pairs where both were scored on the same samples."""
-    ours, rival = mine.scores.get((run.variant, factor)), theirs.scores.get((first.variant, factor))
+    ours, rival = of_run.scores.get((run.variant, factor)), of_first.scores.get((first.variant, factor))
     if ours is None or rival is None:
-        return alone(run, mine, factor)
-    if mine.tasks != theirs.tasks:
-        return alone(run, mine, factor, "of other tasks")
-    if mine.name == "loss" and run.results.tokenizer_digest != first.results.tokenizer_digest:
-        return alone(run, mine, factor, "of other tokens")
-    parts = (mine.parts[run.variant, factor], theirs.parts[first.variant, factor])
-    paired = all(parts) and all(same_samples(run, first, task) for task in mine.tasks)
-    paired = paired and [*map(len, parts[0])] == [*map(len, parts[1])]
-    claim = compare(ours, rival, list(zip(*parts, strict=True)) if paired else ())
+        return alone(run, of_run, factor)
+    if of_run.tasks != of_first.tasks:
+        return alone(run, of_run, factor, "of other tasks")
+    if of_run.name == "loss" and run.results.tokenizer_digest != first.results.tokenizer_digest:
+        return alone(run, of_run, factor, "of other tokens")
+    our_parts, first_parts = of_run.parts[run.variant, factor], of_first.parts[first.variant, factor]
+    paired = (
+        bool(our_parts)
+        and [*map(len, our_parts)] == [*map(len, first_parts)]
+        and all(same_samples(run, first, task) for task in of_run.tasks)
+    )
+    claim = compare(ours, rival, list(zip(our_parts, first_parts, strict=True)) if paired else ())
     return Cell(
         value=claim.number(ours.value),
         stderr="" if ours.stderr is None else claim.number(ours.stderr),

@@ -8,17 +8,18 @@ from markupsafe import Markup
 from foundation.files import atomic_path
 from pipeline.errors import RecipeError
 from pipeline.report.compare import sections
+from pipeline.report.evaluation_plots import lines_by_length
+from pipeline.report.figures import inline
 from pipeline.report.inputs import StageNames
 from pipeline.report.measures import NEEDLES
 from pipeline.report.page import environment
-from pipeline.report.plots import inline, lines_by_length
 from pipeline.report.runs import Run, key_facts, read_runs
-from pipeline.report.variants import Look
+from pipeline.report.variants import LineStyle, Look
 
 _COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d", "#b8a900")
 """Okabe and Ito's, which colour-blind readers can tell apart, and two more."""
 _MARKERS = "osD^vPXp"
-_DASHES = ("-", "--", ":")
+_DASHES: tuple[LineStyle, ...] = ("-", "--", ":")
 _CAPTIONS = {
     "loss": "Loss on held-out text against the context length.",
     "recall": "Recall of facts from the context, with one standard error, against the context length.",
@@ -52,14 +53,14 @@ def drawings(runs: Sequence[Run]) -> Iterator[tuple[Markup, str]]:
     tokens = lengths.pop() if len(lengths) == 1 else None
     for task, caption in _CAPTIONS.items():
         scores = [(look(place, run.name), run.measure(task).of(run.variant)) for place, run in enumerate(runs)]
-        if lines := [(mine, found) for mine, found in scores if found]:
+        if lines := [(line, of_run) for line, of_run in scores if of_run]:
             drawing = lines_by_length(task, lines, tokens, None, f"compare-{task}")
             yield Markup(inline(drawing.svg, caption)), caption
 
 
 def render_comparison(runs: Sequence[Run]) -> str:
     """The page; everything that comes from outside is escaped by the template engine."""
-    found = sections(runs)
+    compared = sections(runs)
     return (
         environment()
         .get_template("compare.html.j2")
@@ -67,8 +68,8 @@ def render_comparison(runs: Sequence[Run]) -> str:
             title=f"{', '.join(run.name for run in runs[1:])} against {runs[0].name}",
             runs=[(run, look(place, run.name).color) for place, run in enumerate(runs)],
             facts=key_facts(runs),
-            sections=found,
+            sections=compared,
             plots=list(drawings(runs)),
-            unpaired=any(cell and cell.how for one in found for line in one.lines for cell in line.cells),
+            unpaired=any(cell and cell.how for section in compared for line in section.lines for cell in line.cells),
         )
     )

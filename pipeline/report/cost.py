@@ -62,12 +62,12 @@ def cost_table(results: Results) -> CostTable:
 def unit_costs(results: Results) -> dict[Unit, Cost]:
     """Of every unit, under the variant that stands for it; a task with two metrics took its time once."""
     scores = {(score.variant, score.task, score.context_factor): score for score in results.scores}
-    found: dict[Unit, Cost] = {}
+    costs: dict[Unit, Cost] = {}
     for variant, unit in cells_of(results.config, results.config.variants):
         score = scores.get((variant, unit.task, unit.factor))
-        if score is not None and unit not in found:
-            found[unit] = Cost(1, score.seconds, score.samples)
-    return found
+        if score is not None and unit not in costs:
+            costs[unit] = Cost(1, score.seconds, score.samples)
+    return costs
 
 
 def added(costs: Iterable[Cost]) -> Cost | None:

@@ -76,7 +76,7 @@ def read_run(recipe: Recipe, run: Path, stage_names: StageNames) -> RunData:
         manifests=manifests,
         results=results,
         metrics={name: read_training(run / name, manifests[name]) for name in trainings},
-        positions={name: found for name, found in positions.items() if found is not None},
+        positions={name: losses for name, losses in positions.items() if losses is not None},
         notices=tuple(notices),
     )
 
@@ -116,14 +116,16 @@ def missing_scores(results: Results) -> list[str]:
     config = results.config
     samples = {"recall": config.recall.samples} if config.recall else {}
     samples |= dict.fromkeys(config.niah.tasks, config.niah.samples) if config.niah else {}
-    wanted = [(unit.task, variant, unit.factor) for variant, unit in cells_of(config, config.variants)]
-    found = {
+    asked_for = [(unit.task, variant, unit.factor) for variant, unit in cells_of(config, config.variants)]
+    scored = {
         (score.task, score.variant, score.context_factor)
         for score in results.scores
         if score.samples >= samples.get(score.task, 1)
     }
     return [
-        f"{task} of {variant} at {factor}x" for task, variant, factor in wanted if (task, variant, factor) not in found
+        f"{task} of {variant} at {factor}x"
+        for task, variant, factor in asked_for
+        if (task, variant, factor) not in scored
     ]
 
 

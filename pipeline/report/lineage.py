@@ -78,20 +78,20 @@ def config_digest(manifest: Manifest) -> str:
 def versions(manifests: dict[str, Manifest]) -> list[Version]:
     """Every entry of the stages' environments: one value where all stages agree, else each with its stages."""
     names = list(dict.fromkeys(name for manifest in manifests.values() for name in manifest.environment))
-    found = []
+    entries = []
     for name in names:
         stages: dict[str, list[str]] = {}
         for stage, manifest in manifests.items():
             stages.setdefault(manifest.environment.get(name, "not recorded"), []).append(stage)
         same = len(stages) == 1
         value = next(iter(stages)) if same else "; ".join(f"{v} ({', '.join(where)})" for v, where in stages.items())
-        found.append(Version(name, value))
-    return found
+        entries.append(Version(name, value))
+    return entries
 
 
-def versions_csv(found: list[Version]) -> str:
+def versions_csv(entries: list[Version]) -> str:
     """One line an entry."""
-    return to_csv(["name", "value"], [[version.name, version.value] for version in found])
+    return to_csv(["name", "value"], [[version.name, version.value] for version in entries])
 
 
 def duration(seconds: float) -> str:

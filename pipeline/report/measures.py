@@ -56,18 +56,21 @@ def measure(results: Results, name: str, metric: str | None = None) -> Measure:
     metric: of a task that has several; its first if not given.
     """
     tasks = _MEANS[name](results.config) if name in _MEANS else (name,)
-    mine = [score for score in results.scores if score.task in tasks]
-    wanted = metric or (mine[0].metric if name not in _MEANS and mine else None)
+    of_tasks = [score for score in results.scores if score.task in tasks]
+    if metric is None and name not in _MEANS and of_tasks:
+        metric = of_tasks[0].metric
     by_place: dict[Place, dict[str, Score]] = {}
-    for score in mine:
-        if wanted in (None, score.metric):
+    for score in of_tasks:
+        if metric in (None, score.metric):
             by_place.setdefault((score.variant, score.context_factor), {})[score.task] = score
-    whole = {place: [found[task] for task in tasks] for place, found in by_place.items() if len(found) == len(tasks)}
+    whole = {
+        place: [by_task[task] for task in tasks] for place, by_task in by_place.items() if len(by_task) == len(tasks)
+    }
     values = {(v.variant, v.context_factor, v.task, v.metric): v.values for v in results.values}
-    parts = {}
+    parts: dict[Place, tuple[Sequence[float], ...]] = {}
     for (variant, factor), scores in whole.items():
-        found = [values.get((variant, factor, score.task, score.metric), ()) for score in scores]
-        parts[variant, factor] = tuple(found) if all(found) else ()
+        samples = [values.get((variant, factor, score.task, score.metric), ()) for score in scores]
+        parts[variant, factor] = tuple(samples) if all(samples) else ()
     return Measure(name, tasks, {place: mean_score(name, scores) for place, scores in whole.items()}, parts)
 
 
@@ -75,14 +78,14 @@ def mean_score(name: str, scores: Sequence[Score]) -> Score:
     """The mean of tasks, each weighing the same; its standard error takes their samples as independent."""
     if len(scores) == 1 and scores[0].task == name:
         return scores[0]
-    errors = [score.stderr for score in scores]
+    errors = [score.stderr for score in scores if score.stderr is not None]
     metrics = sorted({score.metric for score in scores})
     return scores[0].model_copy(
         update={
             "task": name,
             "metric": metrics[0] if len(metrics) == 1 else "mean",
             "value": sum(score.value for score in scores) / len(scores),
-            "stderr": None if None in errors else math.hypot(*errors) / len(scores),  # type: ignore[arg-type]
+            "stderr": math.hypot(*errors) / len(scores) if len(errors) == len(scores) else None,
             "samples": sum(score.samples for score in scores),
             "seconds": sum(score.seconds for score in scores),
         }

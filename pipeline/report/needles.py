@@ -3,8 +3,8 @@
 from matplotlib.figure import Figure
 
 from eval.results import Results
+from pipeline.report.figures import Drawing, dodge, draw_scores, label_lengths, render, styled
 from pipeline.report.measures import measure, ruler_tasks
-from pipeline.report.plots import Drawing, dodge, draw_scores, label_lengths, render, styled
 from pipeline.report.tables import heading
 from pipeline.report.variants import LOOKS, in_order
 
@@ -24,11 +24,11 @@ def needle_plots(results: Results, name: str) -> Drawing | None:
     figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, task in zip(grid.flat, tasks, strict=False):
-        found = measure(results, task)
-        variants = in_order(found.variants)
+        scored = measure(results, task)
+        variants = in_order(scored.variants)
         for place, variant in enumerate(variants):
-            draw_scores(axes, found.of(variant), LOOKS[variant], dodge(place, len(variants)), bars=True, small=True)
-        label_lengths(axes, found.factors, None)
+            draw_scores(axes, scored.of(variant), LOOKS[variant], dodge(place, len(variants)), bars=True, small=True)
+        label_lengths(axes, scored.factors, None)
         axes.set_xlabel("")
         axes.set_ylim(-0.03, 1.04)
         axes.set_title(heading(task)[0])

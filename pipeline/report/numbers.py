@@ -20,7 +20,7 @@ class KeyNumber:
 
 @dataclass(frozen=True)
 class Check:
-    """A verification: what was compared, the difference found, the limit it had to keep."""
+    """A verification: what was compared, the difference, the limit it had to keep."""
 
     name: str
     difference: str
@@ -32,27 +32,27 @@ class Check:
 def key_numbers(data: RunData) -> list[KeyNumber]:
     """Source, size, cut, training and time; what a stage that is not complete would say is left out."""
     recipe, manifests = data.recipe, data.manifests
-    found = [source(recipe)]
+    numbers = [source(recipe)]
     if "surgery" in manifests:
         parameters = manifests["surgery"].facts.get("parameters")
-        found.append(KeyNumber("Parameters", short_count(parameters), count(parameters)))
-        found.append(KeyNumber("Tensor parallel", str(recipe.surgery.tensor_parallel), "TP ranks"))
+        numbers.append(KeyNumber("Parameters", short_count(parameters), count(parameters)))
+        numbers.append(KeyNumber("Tensor parallel", str(recipe.surgery.tensor_parallel), "TP ranks"))
     if data.results is not None:
-        found.append(KeyNumber("Context", f"{data.results.training_length:,}", "tokens in the source's training"))
+        numbers.append(KeyNumber("Context", f"{data.results.training_length:,}", "tokens in the source's training"))
     for stage, name in (("recalibration", "Recalibration"), ("control", "Control")):
         if stage in manifests:
-            found.append(training(name, manifests[stage].facts))
+            numbers.append(training(name, manifests[stage].facts))
     if "recalibration" in manifests:
         settings = recipe.recalibration
         detail = (
             f"batch {settings.batch} rows of {recipe.data.row_length:,}, lr {settings.lr:g} {settings.schedule.kind}"
         )
         computed = in_fp8(manifests["recalibration"].facts) if settings.precision == "fp8" else ""
-        found.append(KeyNumber("Precision", settings.precision, f"{computed}ZeRO {settings.zero_stage}, {detail}"))
+        numbers.append(KeyNumber("Precision", settings.precision, f"{computed}ZeRO {settings.zero_stage}, {detail}"))
     total = sum(manifest.seconds for manifest in manifests.values())
     each = ", ".join(f"{name} {duration(manifest.seconds)}" for name, manifest in manifests.items())
-    found.append(KeyNumber("Time", duration(total), each))
-    return found
+    numbers.append(KeyNumber("Time", duration(total), each))
+    return numbers
 
 
 def in_fp8(facts: dict[str, Any]) -> str:
@@ -82,11 +82,11 @@ def training(label: str, facts: dict[str, Any]) -> KeyNumber:
 
 def checks(data: RunData) -> list[Check]:
     """Does the layout compute what the source computes, and the export what was trained? As the stages recorded it."""
-    found = []
+    verifications = []
     if "surgery" in data.manifests and (verification := data.manifests["surgery"].facts.get("verification")):
         tokens = count(verification["tokens"])
         for name, compared in verification["comparisons"].items():
-            found.append(
+            verifications.append(
                 Check(
                     name=f"Layout {name} against the source: largest logit difference",
                     difference=f"{compared['max_difference']:.1e}",
@@ -98,7 +98,7 @@ def checks(data: RunData) -> list[Check]:
     exports = data.manifests["export"].facts if "export" in data.manifests else {}
     for key, name in (("drope", "Exported DroPE"), ("control", "Exported control")):
         if "mean_difference" in (facts := exports.get(key, {})):
-            found.append(
+            verifications.append(
                 Check(
                     name=f"{name} against the trained model: mean loss difference per token",
                     difference=f"{facts['mean_difference']:.1e}",
@@ -108,13 +108,13 @@ def checks(data: RunData) -> list[Check]:
                     ok=facts["mean_difference"] <= facts["limit"],
                 )
             )
-    return found
+    return verifications
 
 
-def checks_csv(found: list[Check]) -> str:
+def checks_csv(checks: list[Check]) -> str:
     """One line a check."""
     fields = ["check", "difference", "limit", "passed", "detail"]
-    return to_csv(fields, [[one.name, one.difference, one.limit, one.ok, one.detail] for one in found])
+    return to_csv(fields, [[one.name, one.difference, one.limit, one.ok, one.detail] for one in checks])
 
 
 def count(number: int | None) -> str:

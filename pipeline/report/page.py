@@ -12,13 +12,13 @@ from foundation.files import atomic_path
 from pipeline.recipe.recipe import Recipe
 from pipeline.report import tables
 from pipeline.report.claims import all_claims, summary
-from pipeline.report.comparison import Comparisons, comparisons
+from pipeline.report.claims_table import Comparisons, comparisons
 from pipeline.report.cost import CostTable, cost_table
-from pipeline.report.drawn import EVALUATION, TRAINING, Drawn, draw, draw_training
+from pipeline.report.figures import inline
 from pipeline.report.inputs import RunData, StageNames, read_run
 from pipeline.report.lineage import stage_lines, versions, versions_csv
 from pipeline.report.numbers import Check, checks, checks_csv, key_numbers
-from pipeline.report.plots import inline
+from pipeline.report.page_plots import EVALUATION, TRAINING, PagePlot, evaluation_page_plots, training_page_plots
 from pipeline.report.published import PublishedTable, published_table
 from pipeline.report.variants import explain
 
@@ -35,7 +35,7 @@ FILES = (
 
 
 @dataclass(frozen=True)
-class Plot:
+class InlinePlot:
     """A plot in the page; its files bear its name."""
 
     name: str
@@ -49,7 +49,7 @@ class Evaluated:
     """What the evaluation gives the page; `texts` are its tables as CSV, by name."""
 
     sentences: list[str]
-    drawn: list[Drawn]
+    plots: list[PagePlot]
     tables: dict[str, tables.Table]
     comparisons: list[Comparisons]
     published: PublishedTable | None
@@ -64,8 +64,8 @@ class Content:
 
     data: RunData
     evaluated: Evaluated | None
-    plots: list[Plot]
-    training_plots: list[Plot]
+    plots: list[InlinePlot]
+    training_plots: list[InlinePlot]
     checks: list[Check]
     files: dict[str, bytes]
 
@@ -81,36 +81,38 @@ def write_report(recipe: Recipe, run: Path, out_dir: Path, stage_names: StageNam
     page = render(content).encode()
     for name in (*FILES, PAGE_FILE):
         (out_dir / name).unlink(missing_ok=True)
-    for name, written in (*content.files.items(), (PAGE_FILE, page)):
+    for name, contents in (*content.files.items(), (PAGE_FILE, page)):
         with atomic_path(out_dir / name) as temporary:
-            temporary.write_bytes(written)
+            temporary.write_bytes(contents)
     return out_dir / PAGE_FILE
 
 
 def collect(data: RunData) -> Content:
     """Plots, tables and sentences from a run's inputs."""
-    found = None if data.results is None else evaluated(data.recipe, data.results)
-    drawn, trained = found.drawn if found else [], [*draw_training(data)]
-    verified = checks(data)
-    texts = (found.texts if found else {}) | ({"verification": checks_csv(verified)} if verified else {})
-    texts |= {"versions": versions_csv(versions(data.manifests))}
+    evaluation = None if data.results is None else evaluated(data.recipe, data.results)
+    evaluation_plots, training_plots = evaluation.plots if evaluation else [], [*training_page_plots(data)]
+    verifications = checks(data)
+    texts = {**evaluation.texts} if evaluation else {}
+    if verifications:
+        texts["verification"] = checks_csv(verifications)
+    texts["versions"] = versions_csv(versions(data.manifests))
     files = {f"{name}.csv": text.encode() for name, text in texts.items()}
-    for plot in (*drawn, *trained):
+    for plot in (*evaluation_plots, *training_plots):
         files |= {f"{plot.name}.svg": plot.drawing.svg.encode(), f"{plot.name}.png": plot.drawing.png}
-    return Content(data, found, placed(drawn), placed(trained), verified, files)
+    return Content(data, evaluation, placed(evaluation_plots), placed(training_plots), verifications, files)
 
 
 def evaluated(recipe: Recipe, results: Results) -> Evaluated:
-    """What was found. Raises: RecipeError for published numbers that cannot be read."""
-    claimed, made = all_claims(results), dict(tables.tabulate(results))
-    compared, text = comparisons(results, claimed)
+    """Plots, tables and sentences of the results. Raises: RecipeError for published numbers that cannot be read."""
+    claims, score_tables = all_claims(results), dict(tables.tabulate(results))
+    compared, text = comparisons(results, claims)
     published, cost = published_table(recipe, results), cost_table(results)
-    texts = {name: table.csv for name, table in made.items()} | {"cost": cost.csv}
+    texts = {name: table.csv for name, table in score_tables.items()} | {"cost": cost.csv}
     texts |= ({"comparison": text} if compared else {}) | ({"published": published.csv} if published else {})
     return Evaluated(
-        sentences=summary(claimed, results.chance),
-        drawn=[*draw(results)],
-        tables=made,
+        sentences=summary(claims, results.chance),
+        plots=[*evaluation_page_plots(results)],
+        tables=score_tables,
         comparisons=compared,
         published=published,
         cost=cost,
@@ -119,9 +121,9 @@ def evaluated(recipe: Recipe, results: Results) -> Evaluated:
     )
 
 
-def placed(drawn: Iterable[Drawn]) -> list[Plot]:
+def placed(plots: Iterable[PagePlot]) -> list[InlinePlot]:
     """Plots as they stand in the page."""
-    return [Plot(one.name, Markup(inline(one.drawing.svg, one.caption)), one.caption, one.wide) for one in drawn]
+    return [InlinePlot(one.name, Markup(inline(one.drawing.svg, one.caption)), one.caption, one.wide) for one in plots]
 
 
 def environment() -> Environment:

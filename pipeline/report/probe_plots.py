@@ -4,7 +4,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eval.probes.run import Layer, ProbeResults, Sequence, measure
-from pipeline.report.plots import Drawing, render, styled
+from pipeline.report.figures import Drawing, render, styled, whole_numbers
 
 _LOOKS = {
     "RoPE, untrained": ("#4d4d4d", "s", "--"),
@@ -46,17 +46,19 @@ def probe_plot(results: ProbeResults, name: str = "probes") -> Drawing:
 def by_layer(axes: Axes, results: ProbeResults, number: str, sequence: Sequence) -> None:
     """A measure in every layer, on a sequence as it is."""
     for subject in results.subjects:
-        mine = [one for one in results.layers if (one.subject, one.sequence) == (subject.name, sequence)]
-        draw(axes, subject.name, [(one.layer, one) for one in mine if one.epsilon == 0], number)
+        layers = [one for one in results.layers if (one.subject, one.sequence) == (subject.name, sequence)]
+        draw(axes, subject.name, [(one.layer, one) for one in layers if one.epsilon == 0], number)
     axes.set_xlabel("layer")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(axes.xaxis)
 
 
 def by_epsilon(axes: Axes, results: ProbeResults, number: str) -> None:
     """A measure of the first layer against the perturbation, on logarithmic axes."""
     for subject in results.subjects:
-        mine = [one for one in results.layers if one.subject == subject.name and one.layer == 0 and one.epsilon > 0]
-        draw(axes, subject.name, [(one.epsilon, one) for one in mine], number)
+        perturbed = [
+            one for one in results.layers if one.subject == subject.name and one.layer == 0 and one.epsilon > 0
+        ]
+        draw(axes, subject.name, [(one.epsilon, one) for one in perturbed], number)
     axes.set_xscale("log")
     axes.set_xlabel("epsilon (noise, share of the embeddings' norm)")
 

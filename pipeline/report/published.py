@@ -80,14 +80,14 @@ def published_rows(recipe: Recipe) -> list[Published]:
         return []
     rows = read_published(path)
     name = model_name(recipe)
-    mine = [row for row in rows if row.model.lower() == name.lower()]
-    if not mine:
+    of_model = [row for row in rows if row.model.lower() == name.lower()]
+    if not of_model:
         known = tuple(dict.fromkeys(row.model for row in rows))
         others = nearest(name, known) if known else "it has no rows"
         raise RecipeError(
             f"report.published: {path} has no row for model {name!r}; {others}; set report.published_model"
         )
-    return mine
+    return of_model
 
 
 def model_name(recipe: Recipe) -> str:
@@ -111,15 +111,15 @@ def read_published(path: Path) -> list[Published]:
         raise RecipeError(
             f"{path}:1: {problem}; a file of published numbers has {', '.join(COLUMNS)} and may have metric"
         )
-    found = []
+    rows = []
     for cells in reader:
         if not any(cell.strip() for cell in cells):
             continue
         where = f"{path}:{reader.line_num}"
         if len(cells) != len(header):
             raise RecipeError(f"{where}: {len(cells)} values for {len(header)} columns; put quotes around commas")
-        found.append(parse_row(dict(zip(header, (cell.strip() for cell in cells), strict=True)), where))
-    return found
+        rows.append(parse_row(dict(zip(header, (cell.strip() for cell in cells), strict=True)), where))
+    return rows
 
 
 def parse_row(row: dict[str, str], where: str) -> Published:
@@ -164,10 +164,10 @@ def published_table(recipe: Recipe, results: Results) -> PublishedTable | None:
         groups.setdefault(row.source, []).append(Beside(row, None if score is None else score.value))
     fields = ["source", "model", "variant", "task", "metric", "context_factor", "published", "run", "difference"]
     lines = []
-    for beside in (beside for found in groups.values() for beside in found):
+    for beside in (beside for group in groups.values() for beside in group):
         row, run = beside.published, beside.run
         place = [row.source, row.model, row.variant, row.task, row.metric, row.context_factor, row.value]
         lines.append([*place, run, None if run is None else run - row.value])
     return PublishedTable(
-        model_name(recipe), {source: tuple(found) for source, found in groups.items()}, to_csv(fields, lines)
+        model_name(recipe), {source: tuple(group) for source, group in groups.items()}, to_csv(fields, lines)
     )

@@ -37,11 +37,11 @@ def read_runs(folders: Sequence[Path], stage_names: StageNames) -> list[Run]:
     whole = [folder.resolve() for folder in folders]
     if twice := [folder for place, folder in enumerate(whole) if folder in whole[:place]]:
         raise RecipeError(f"{twice[0]}: is given twice")
-    found = [read_one(folder, stage_names) for folder in folders]
-    names = [data.recipe.name for data, _ in found]
+    read = [read_one(folder, stage_names) for folder in folders]
+    names = [data.recipe.name for data, _ in read]
     return [
         Run(name if names.count(name) == 1 else str(folder), folder, data, results, variant_of(folder, results))
-        for folder, name, (data, results) in zip(folders, names, found, strict=True)
+        for folder, name, (data, results) in zip(folders, names, read, strict=True)
     ]
 
 

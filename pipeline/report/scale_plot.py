@@ -7,15 +7,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from eval.tuning.softmax_scale import ScaleResults
-from pipeline.report.plots import render, styled
+from pipeline.report.figures import Drawing, render, styled
 
 _LINE = "#d55e00"
 _MEANING = {"needles": "loss of needle answers (nats per token)", "text": "loss on held-out text (nats per token)"}
 
 
 @styled
-def scale_plot(results: ScaleResults, name: str = "scale") -> str:
-    """SVG of two plots."""
+def scale_plot(results: ScaleResults, name: str = "scale") -> Drawing:
+    """Two plots side by side."""
     figure = Figure(figsize=(9.6, 4.2))
     losses, betas = figure.subplots(1, 2)
     draw_losses(losses, results)

@@ -52,7 +52,7 @@ class Table:
 
 def tabulate(results: Results) -> Iterator[tuple[str, Table]]:
     """Name and table of everything that was evaluated."""
-    made = {
+    tables = {
         "recall_by_length": length_table(results, "recall", "Recall against context length"),
         "needles_by_length": length_table(results, NEEDLES, "Needles against context length"),
         "needles_by_task": needle_table(results),
@@ -60,7 +60,7 @@ def tabulate(results: Results) -> Iterator[tuple[str, Table]]:
         "loss_by_length": length_table(results, "loss", "Loss against context length"),
         "tasks": task_table(results),
     }
-    yield from ((name, table) for name, table in made.items() if table is not None)
+    yield from ((name, table) for name, table in tables.items() if table is not None)
 
 
 _MEANING = {
@@ -72,8 +72,8 @@ _MEANING = {
 
 def length_table(results: Results, task: str, title: str) -> Table | None:
     """Loss, recall or needles of every variant at every length; None where that was not evaluated."""
-    found = measure(results, task)
-    scores = list(found.scores.values())
+    scored = measure(results, task)
+    scores = list(scored.scores.values())
     if not scores:
         return None
     lower = task in LOWER_IS_BETTER
@@ -83,10 +83,10 @@ def length_table(results: Results, task: str, title: str) -> Table | None:
         "Bold is the lowest of its column." if lower else "Bold is the highest of its column.",
     ]
     if task == NEEDLES:
-        notes.insert(0, f"Mean over RULER's tasks: {', '.join(found.tasks)}.")
+        notes.insert(0, f"Mean over RULER's tasks: {', '.join(scored.tasks)}.")
     if task in results.chance:
         notes.append(f"Guessing would score {results.chance[task]:.3f}.")
-    columns = length_columns(found.factors, results.training_length)
+    columns = length_columns(scored.factors, results.training_length)
     return build(title, scores, columns, lambda score: score.context_factor, lower=lower, notes=notes)
 
 
@@ -125,14 +125,14 @@ def heading(task: str) -> tuple[str, str]:
 
 def longbench_table(results: Results) -> Table | None:
     """LongBench's tasks in percent, and their mean first; None where there are none."""
-    found = measure(results, LONGBENCH)
-    if not found.scores:
+    scored = measure(results, LONGBENCH)
+    if not scored.scores:
         return None
-    scores = [*found.scores.values(), *(score for score in results.scores if score.task in found.tasks)]
+    scores = [*scored.scores.values(), *(score for score in results.scores if score.task in scored.tasks)]
     metrics = {score.task: f"{score.metric}, {score.samples:,} items" for score in scores}
-    columns: dict[object, tuple[str, str]] = {LONGBENCH: ("Average", f"{len(found.tasks)} tasks")}
-    columns |= {name: (name, metrics[name]) for name in found.tasks}
-    factor = found.factors[-1]
+    columns: dict[object, tuple[str, str]] = {LONGBENCH: ("Average", f"{len(scored.tasks)} tasks")}
+    columns |= {name: (name, metrics[name]) for name in scored.tasks}
+    factor = scored.factors[-1]
     notes = [
         "Percent, higher is better; ± is one standard error over items.",
         "Average as in the paper: the mean of the tasks.",
@@ -186,9 +186,9 @@ def build(
     for group in dict.fromkeys(group for group, _, _ in cells):
         rows = []
         for variant in variants:
-            found = {column: cells.get((group, variant, column)) for column in columns}
-            ordered += [score for score in found.values() if score is not None]
-            shown = (show(score, best.get((group, column)), scale, digits) for column, score in found.items())
+            of_row = {column: cells.get((group, variant, column)) for column in columns}
+            ordered += [score for score in of_row.values() if score is not None]
+            shown = (show(score, best.get((group, column)), scale, digits) for column, score in of_row.items())
             rows.append(Row(variant, LOOKS[variant].label, LOOKS[variant].color, tuple(shown)))
         groups.append(Group(group, tuple(rows)))
     return Table(title, tuple(columns.values()), tuple(groups), tuple(notes), scores_csv(ordered))

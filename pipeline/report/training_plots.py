@@ -1,11 +1,21 @@
 """The plots of the training, from the lines that it wrote while it ran."""
 
+from dataclasses import replace
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 
+from pipeline.report.figures import (
+    Drawing,
+    draw_line,
+    label_positions,
+    new_figure,
+    render,
+    styled,
+    whole_numbers,
+)
 from pipeline.report.inputs import Metrics, Positions
-from pipeline.report.plots import Drawing, label_positions, line, new_figure, render, styled
 from pipeline.report.variants import LOOKS, Look
 
 _MOST_POINTS = 400
@@ -31,8 +41,9 @@ def recalibration_plot(
     label = f"DroPE, training{mean_of(averaged)}"
     axes.plot(tokens, losses, color=drope.color, alpha=0.45, linewidth=1, label=label)
     for stage, look in _TRAININGS.items():
-        if found := points(metrics.get(stage, []), "validation_loss"):
-            axes.plot(*zip(*found, strict=True), markersize=4, **line(look) | {"label": f"{look.label}, validation"})
+        if measured := points(metrics.get(stage, []), "validation_loss"):
+            x, y = zip(*measured, strict=True)
+            draw_line(axes, x, y, replace(look, label=f"{look.label}, validation"))
     if source_loss is not None:
         rope = LOOKS["rope"]
         axes.axhline(source_loss, color=rope.color, linestyle=":", linewidth=1.6, label="RoPE source at 1x")
@@ -57,10 +68,11 @@ def lengths_plot(metrics: dict[str, Metrics], quantity: str, dropped_after: int 
     figure, axes = new_figure("Recall probe during training" if recall else "Validation loss by length")
     for place, (factor, key) in enumerate(keys.items()):
         for stage, look in _TRAININGS.items():
-            if found := points(metrics.get(stage, []), key):
-                drawn = line(look) | {"label": f"{look.label} {factor}x", "linewidth": 0.6 * look.width}
-                drawn["color"] = lightened(look, (place + 1) / len(keys))
-                axes.plot(*zip(*found, strict=True), markersize=4, **drawn)
+            if measured := points(metrics.get(stage, []), key):
+                x, y = zip(*measured, strict=True)
+                color = lightened(look, (place + 1) / len(keys))
+                label = f"{look.label} {factor}x"
+                draw_line(axes, x, y, replace(look, label=label, color=color), thinned=0.6)
     mark_drop(axes, lines, dropped_after)
     label_tokens(axes, lines)
     axes.set_ylabel("repeated tokens recalled (share)" if recall else "loss (nats per token)")
@@ -74,14 +86,14 @@ def final_position_plot(positions: dict[str, Positions], training_length: int, n
     """Loss along the position at the longest validated length, when the training was over."""
     if not positions:
         return None
-    longest = max(found.length for found in positions.values())
+    longest = max(part_losses.length for part_losses in positions.values())
     figure, axes = new_figure(f"Validation loss along the position at {longest // training_length}x")
     for stage, look in _TRAININGS.items():
-        found = positions.get(stage)
-        if found is not None and found.length == longest:
-            parts = len(found.losses)
+        part_losses = positions.get(stage)
+        if part_losses is not None and part_losses.length == longest:
+            parts = len(part_losses.losses)
             middles = [(place + 0.5) * longest / parts for place in range(parts)]
-            axes.plot(middles, as_floats(found.losses), markersize=4, **line(look))
+            draw_line(axes, middles, as_floats(part_losses.losses), look)
     label_positions(axes, longest, training_length)
     return render(figure, name)
 
@@ -120,10 +132,10 @@ def points(lines: Metrics, name: str) -> list[tuple[float, float]]:
     ]
 
 
-def thin(found: list[tuple[float, float]]) -> tuple[list[float], list[float], int]:
+def thin(curve: list[tuple[float, float]]) -> tuple[list[float], list[float], int]:
     """At most 400 points, each the mean of as many neighbours; also how many that were."""
-    size = max(1, -(-len(found) // _MOST_POINTS))
-    groups = [np.mean(found[start : start + size], axis=0) for start in range(0, len(found), size)]
+    size = max(1, -(-len(curve) // _MOST_POINTS))
+    groups = [np.mean(curve[start : start + size], axis=0) for start in range(0, len(curve), size)]
     return [float(x) for x, _ in groups], [float(y) for _, y in groups], size
 
 
@@ -140,13 +152,14 @@ def key_of(quantity: str, factor: int) -> str:
 def factors(lines: Metrics, quantity: str) -> list[int]:
     """The multiples of the training length at which a quantity was measured, in order."""
     names = {name for line in lines for name in line}
-    found = [name.removeprefix(f"{quantity}_")[:-1] for name in names if name.startswith(f"{quantity}_")]
-    return sorted([*map(int, found), *([1] if quantity in names else [])])
+    longer = [name.removeprefix(f"{quantity}_")[:-1] for name in names if name.startswith(f"{quantity}_")]
+    return sorted([*map(int, longer), *([1] if quantity in names else [])])
 
 
 def lightened(look: Look, share: float) -> str:
     """The look's colour for a share of 1, whiter for less: longer rows are drawn darker."""
-    return to_hex([1 - (1 - value) * (0.35 + 0.65 * share) for value in to_rgb(look.color)])
+    red, green, blue = (1 - (1 - value) * (0.35 + 0.65 * share) for value in to_rgb(look.color))
+    return to_hex((red, green, blue))
 
 
 def as_floats(values: tuple[float | None, ...]) -> list[float]:
@@ -157,13 +170,21 @@ def as_floats(values: tuple[float | None, ...]) -> list[float]:
 def mark_skipped(axes: Axes, lines: Metrics) -> None:
     """Marks at the bottom for updates that were skipped."""
     if skipped := [line["tokens"] for line in lines if "skipped" in line]:
-        where = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-        axes.plot(skipped, [0.015] * len(skipped), "|", color="#000000", markersize=8, label="Update skipped", **where)
+        axes.plot(
+            skipped,
+            [0.015] * len(skipped),
+            "|",
+            color="#000000",
+            markersize=8,
+            label="Update skipped",
+            transform=axes.get_xaxis_transform(),
+            clip_on=False,
+        )
 
 
 def mark_drop(axes: Axes, lines: Metrics, dropped_after: int | None) -> None:
     """A line after the last step with RoPE, where the run dropped it on its way."""
-    for tokens in (found["tokens"] for found in lines if found["step"] == dropped_after):
+    for tokens in (line["tokens"] for line in lines if line["step"] == dropped_after):
         axes.axvline(tokens, color=_GREY, linestyle="-.", linewidth=1.4, label="RoPE dropped")
 
 
@@ -180,6 +201,6 @@ def label_tokens(axes: Axes, lines: Metrics) -> None:
         per_step = most / last["step"]
         steps = axes.secondary_xaxis("top", functions=(lambda x: x / per_step, lambda x: x * per_step))
         steps.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        steps.xaxis.get_major_locator().set_params(integer=True)
+        whole_numbers(steps.xaxis)
         steps.tick_params(labelsize=8, colors=_GREY, length=2)
         steps.set_xlabel("steps", fontsize=8, color=_GREY)

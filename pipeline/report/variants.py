@@ -1,8 +1,11 @@
 """How each model variant is named and drawn, the same in every plot and table."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from eval.config import Variant
+
+LineStyle = Literal["-", "--", ":"]
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,7 @@ class Look:
     color: str
     marker: str
     width: float = 1.6
-    line: str = "-"
+    line: LineStyle = "-"
 
 
 LOOKS: dict[Variant, Look] = {

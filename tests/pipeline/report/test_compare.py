@@ -172,7 +172,7 @@ def test_the_page_is_one_file_without_references(two: list[Path], tmp_path: Path
         "Loss (nats per token)",
     ]
     first = out.read_bytes()
-    assert write_comparison(two, out).read_bytes() == first
+    assert write_comparison(two, out, REPORT.reported).read_bytes() == first
 
 
 def test_percent_stay_percent_by_task(two: list[Path]) -> None:
@@ -195,7 +195,7 @@ def test_what_cannot_be_compared_is_refused(two: list[Path], tmp_path: Path) -> 
     ):
         out = tmp_path / "page.html"
         with pytest.raises(RecipeError, match=said):
-            write_comparison(folders, out)
+            write_comparison(folders, out, REPORT.reported)
         result = CliRunner().invoke(main, ["report", "--compare", *map(str, folders), "--out", str(out)])
         assert result.exit_code == 2 and not out.exists()
         assert re.fullmatch(rf"drope: .*{said}.*\n", result.stderr)

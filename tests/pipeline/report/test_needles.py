@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from eval.results import SampleValues
-from pipeline.report import depth, needles, plots
+from pipeline.report import depth, needles
 from pipeline.report.claims import all_claims, summary
+from pipeline.report.evaluation_plots import length_plot
 from pipeline.report.measures import LONGBENCH, NEEDLES, measure
 from pipeline.report.tables import longbench_table, needle_table
+from pipeline.report.variants import LOOKS
 
 
 def texts(svg: str) -> list[str]:
@@ -98,7 +100,7 @@ def test_alike_needles_fall_back_to_errors_of_shares(results) -> None:
 
 
 def test_needle_plots_have_lengths_of_their_own(results) -> None:
-    shown = texts(plots.length_plot(results, NEEDLES, "needles").svg)
+    shown = texts(length_plot(results, NEEDLES, "needles").svg)
     assert "Needles against context length" in shown and "2x" in shown and "8x" not in shown
     panels = texts(needles.needle_plots(results, "tasks").svg)
     assert {"single 1", "multikey 2", "multivalue", "needles found (share)"} <= set(panels) and "depth" not in panels
@@ -162,7 +164,7 @@ def test_the_middle_curve_goes_through_the_shares(results) -> None:
         v for v in results.values if (v.task, v.variant, v.context_factor) == ("lost_in_the_middle", "drope", 4)
     )
     shares = depth.by_depth(values).shares
-    color = plots.LOOKS["drope"].color
+    color = LOOKS["drope"].color
     path = re.search(rf'<path d="M ([^"]*?)"[^>]*stroke: {color}; stroke-width: 3.2', svg.replace("\n", " "))
     heights = [float(pair.split()[1]) for pair in path.group(1).split(" L ")]
     assert np.corrcoef(heights, shares)[0, 1] == pytest.approx(-1, abs=1e-4)
@@ -174,6 +176,6 @@ def test_depths_alone_have_no_mean(full) -> None:
     only = {"niah": {"tasks": ("niah_depth",), "samples": 40, "context_factors": (2, 4), "depths": 5}}
     results = full.results(config.model_validate(config.model_dump() | only))
     assert measure(results, NEEDLES).scores == {} and all_claims(results)[NEEDLES] == []
-    assert plots.length_plot(results, NEEDLES, "needles") is None and needles.needle_plots(results, "tasks") is None
+    assert length_plot(results, NEEDLES, "needles") is None and needles.needle_plots(results, "tasks") is None
     assert [column for column, _ in needle_table(results).columns] == ["depth"]
     assert depth.depth_map(results, "depth") is not None

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from eval.results import Results
-from pipeline.report.drawn import EVALUATION, TRAINING
 from pipeline.report.page import FILES, write_report
+from pipeline.report.page_plots import EVALUATION, TRAINING
 from pipeline.stages.order import REPORT
 
 ENDS = ("svg", "png")

@@ -37,16 +37,16 @@ class Comparisons:
     rows: tuple[Comparison, ...]
 
 
-def comparisons(results: Results, found: Claims) -> tuple[list[Comparisons], str]:
+def comparisons(results: Results, by_task: Claims) -> tuple[list[Comparisons], str]:
     """Every claim by measure and length; the same as CSV, one line a claim."""
     shown = []
-    for name, mine in found.items():
+    for name, claimed in by_task.items():
         places: dict[int, list[Claim]] = {}
-        for claim in mine:
+        for claim in claimed:
             places.setdefault(claim.ours.context_factor, []).append(claim)
         if places:
             shown.append(Comparisons(heading_of(results, name), tuple(compared(here) for here in places.values())))
-    return shown, claims_csv([claim for mine in found.values() for claim in mine])
+    return shown, claims_csv([claim for claimed in by_task.values() for claim in claimed])
 
 
 def heading_of(results: Results, name: str) -> str:
@@ -79,12 +79,12 @@ def compared(here: list[Claim]) -> Comparison:
     )
 
 
-def claims_csv(found: list[Claim]) -> str:
+def claims_csv(claimed: list[Claim]) -> str:
     """One line a claim, in full precision."""
     fields = ["task", "context_factor", "variant", "value", "rival", "rival_value", "difference", "stderr"]
     fields += ["low", "high", "verdict"]
     lines: list[list[object]] = []
-    for claim in found:
+    for claim in claimed:
         ours, rival = claim.ours, claim.rival
         place = [ours.task, ours.context_factor, ours.variant, ours.value]
         lines.append([*place, rival.variant, rival.value, claim.difference, claim.stderr])

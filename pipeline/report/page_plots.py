@@ -1,11 +1,12 @@
-"""Every plot of the page by its name, with what it is called there."""
+"""Every plot of a run's page: its name, its drawing, its caption."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from eval.results import Results
 from pipeline.recipe.recalibration import RecalibrationConfig
-from pipeline.report import depth, needles, plots, training_plots
+from pipeline.report import depth, evaluation_plots, needles, training_plots
+from pipeline.report.figures import Drawing
 from pipeline.report.inputs import RunData
 from pipeline.report.measures import NEEDLES
 
@@ -18,11 +19,11 @@ _WIDE = ("needles_by_task", "depth")
 
 
 @dataclass(frozen=True)
-class Drawn:
+class PagePlot:
     """A plot: its name, which its files bear, what it shows, and whether it takes the page's whole width."""
 
     name: str
-    drawing: plots.Drawing
+    drawing: Drawing
     caption: str
 
     @property
@@ -30,30 +31,30 @@ class Drawn:
         return self.name in _WIDE
 
 
-def there(made: dict[str, tuple[plots.Drawing | None, str]]) -> Iterator[Drawn]:
+def with_content(plots: dict[str, tuple[Drawing | None, str]]) -> Iterator[PagePlot]:
     """The plots that there is something to draw for."""
-    yield from (Drawn(name, drawing, caption) for name, (drawing, caption) in made.items() if drawing is not None)
+    yield from (PagePlot(name, drawing, caption) for name, (drawing, caption) in plots.items() if drawing is not None)
 
 
-def draw(results: Results) -> Iterator[Drawn]:
+def evaluation_page_plots(results: Results) -> Iterator[PagePlot]:
     """What was evaluated, drawn."""
-    yield from there(
+    yield from with_content(
         {
             "recall_by_length": (
-                plots.length_plot(results, "recall", "recall"),
+                evaluation_plots.length_plot(results, "recall", "recall"),
                 "Recall of facts from the context, with one standard error, against the context length.",
             ),
             "needles_by_length": (
-                plots.length_plot(results, NEEDLES, "needles"),
+                evaluation_plots.length_plot(results, NEEDLES, "needles"),
                 "Needles found in a haystack, mean over RULER's tasks, with one standard error, against the context "
                 "length.",
             ),
             "loss_by_length": (
-                plots.length_plot(results, "loss", "loss"),
+                evaluation_plots.length_plot(results, "loss", "loss"),
                 "Loss on held-out text against the context length.",
             ),
             "loss_by_position": (
-                plots.position_plot(results, "position"),
+                evaluation_plots.position_plot(results, "position"),
                 "Loss on held-out text along the position, at the longest evaluated length.",
             ),
             "lost_in_the_middle": (depth.middle_plot(results, "middle"), middle_caption(results)),
@@ -80,12 +81,12 @@ def middle_caption(results: Results) -> str:
     return "Facts found among others by the position of the fact, with one standard error, at the longest length."
 
 
-def draw_training(data: RunData) -> Iterator[Drawn]:
+def training_page_plots(data: RunData) -> Iterator[PagePlot]:
     """How the training went, drawn; the recalibration's numbers, and the control's beside them."""
     settings, metrics = data.recipe.recalibration, data.metrics
     drop = settings.drop_at_step
     source_loss = source_loss_at_1x(data.results) if data.results is not None else None
-    yield from there(
+    yield from with_content(
         {
             "recalibration": (
                 training_plots.recalibration_plot(metrics, source_loss, drop, "recalibration"),
@@ -124,6 +125,5 @@ def embedding_in_words(settings: RecalibrationConfig) -> str:
 
 def source_loss_at_1x(results: Results) -> float | None:
     """The loss of the source as published at its training length, where it was evaluated."""
-    wanted = ("loss", "rope", 1)
-    found = (s.value for s in results.scores if (s.task, s.variant, s.context_factor) == wanted)
-    return next(found, None)
+    losses = (s.value for s in results.scores if (s.task, s.variant, s.context_factor) == ("loss", "rope", 1))
+    return next(losses, None)

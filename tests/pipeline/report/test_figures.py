@@ -7,7 +7,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.report import plots
+from pipeline.report import figures
+from pipeline.report.evaluation_plots import length_plot
 from pipeline.report.variants import LOOKS
 
 
@@ -19,7 +20,7 @@ def test_variants_can_be_told_apart() -> None:
 def test_curves_lie_where_the_scores_say(run) -> None:
     """Heights in the drawing are proportional to the losses, and lengths are one octave apart."""
     results = run.results(run.recipe().evaluation)
-    drawing = plots.length_plot(results, "loss", "loss")
+    drawing = length_plot(results, "loss", "loss")
     assert drawing is not None
     svg = drawing.svg
     path = re.search(rf'd="M ([^"]*?)"[^>]*stroke: {LOOKS["rope"].color}; stroke-width: 1.6', svg.replace("\n", " "))
@@ -36,18 +37,18 @@ def test_curves_lie_where_the_scores_say(run) -> None:
 def test_a_description_is_escaped_and_the_page_sets_the_size() -> None:
     svg = '<?xml version="1.0"?>\n'
     svg += '<svg xmlns="http://www.w3.org/2000/svg" width="9pt" height="9pt" viewBox="0 0 9 9"><g/></svg>'
-    assert plots.inline(svg, 'a "b" <c>') == (
+    assert figures.inline(svg, 'a "b" <c>') == (
         '<svg role="img" aria-label="a &quot;b&quot; &lt;c&gt;" xmlns="http://www.w3.org/2000/svg" '
         'viewBox="0 0 9 9"><g/></svg>'
     )
 
 
-@plots.styled
+@figures.styled
 def drawn_legend(names: list[str]) -> tuple[Figure, Axes]:
-    figure, axes = plots.new_figure("Legend")
+    figure, axes = figures.new_figure("Legend")
     for place, name in enumerate(names):
         axes.plot([0, 1], [place, place], "o-", label=f"{name}{place}")
-    plots.add_legend(figure)
+    figures.add_legend(figure)
     figure.draw_without_rendering()
     return figure, axes
 

@@ -1,4 +1,4 @@
-"""The plots of the evaluation as SVG and PNG: the same input gives the same bytes, nothing refers to the network."""
+"""Figures as SVG and PNG: the same input gives the same bytes, nothing refers to the network."""
 
 import io
 import re
@@ -7,13 +7,15 @@ from html import escape
 
 import matplotlib.style
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
+from numpy.typing import ArrayLike
 
-from eval.results import Results, Score
-from pipeline.report.measures import LOWER_IS_BETTER, NEEDLES, measure
-from pipeline.report.variants import LOOKS, Look, in_order
+from eval.results import Score
+from pipeline.report.variants import Look
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -54,41 +56,6 @@ class Drawing:
     png: bytes
 
 
-_TITLES = {
-    "recall": ("Recall against context length", "facts recalled (share)"),
-    NEEDLES: ("Needles against context length", "needles found (share)"),
-    "loss": ("Loss against context length", "loss (nats per token)"),
-}
-
-
-@styled
-def length_plot(results: Results, task: str, name: str) -> Drawing | None:
-    """Loss, recall or needles of every variant against the context length; None if that was not evaluated."""
-    found = measure(results, task)
-    lines = [(LOOKS[variant], found.of(variant)) for variant in in_order(found.variants)]
-    chance = results.chance.get(task)
-    return lines_by_length(task, lines, results.training_length, chance, name) if lines else None
-
-
-@styled
-def lines_by_length(
-    task: str, lines: list[tuple[Look, list[Score]]], training_length: int | None, chance: float | None, name: str
-) -> Drawing:
-    """Scores against the context factor (log2), a line for each of `lines`, with the tokens where they are given."""
-    share = task not in LOWER_IS_BETTER
-    title, label = _TITLES[task]
-    figure, axes = new_figure(title)
-    for place, (look, scores) in enumerate(lines):
-        draw_scores(axes, scores, look, dodge(place, len(lines)) if share else 0.0, bars=share)
-    label_lengths(axes, sorted({score.context_factor for _, scores in lines for score in scores}), training_length)
-    axes.set_ylabel(label)
-    if share:
-        axes.set_ylim(-0.03, 1.04)
-        if chance is not None:
-            axes.axhline(chance, color="#777777", linestyle=":", linewidth=1.4, label="Chance")
-    return render(figure, name)
-
-
 def dodge(place: int, of: int) -> float:
     """Octaves that line `place` is shifted by; half as far where there are many lines."""
     return _DODGE * (place - (of - 1) / 2) * min(1.0, 5 / of)
@@ -105,26 +72,60 @@ def new_figure(title: str) -> tuple[Figure, Axes]:
 def draw_scores(axes: Axes, scores: list[Score], look: Look, shift: float, *, bars: bool, small: bool = False) -> None:
     """One variant's line; `shift` in octaves; `small` for a panel among others."""
     x = [score.context_factor * 2**shift for score in scores]
+    y = [score.value for score in scores]
     errors = [score.stderr or 0.0 for score in scores] if bars else None
-    drawn = line(look) | ({"linewidth": 0.7 * look.width} if small else {})
-    sizes = {"capsize": 1.5, "elinewidth": 0.9, "markersize": 3.5} if small else {"elinewidth": 1.2, "markersize": 6}
-    axes.errorbar(x, [score.value for score in scores], yerr=errors, **{"capsize": 2.5} | sizes, **drawn)
+    if small:
+        draw_errors(axes, x, y, errors, look, cap=1.5, bar=0.9, marker_size=3.5, thinned=0.7)
+    else:
+        draw_errors(axes, x, y, errors, look, cap=2.5, bar=1.2, marker_size=6)
 
 
-def line(look: Look) -> dict[str, object]:
-    """How matplotlib draws a variant; thick lines lie on top."""
-    return {
-        "label": look.label,
-        "color": look.color,
-        "marker": look.marker,
-        "linewidth": look.width,
-        "linestyle": look.line,
-        "zorder": 2 + look.width,
-    }
+def draw_errors(
+    axes: Axes,
+    x: ArrayLike,
+    y: ArrayLike,
+    errors: ArrayLike | None,
+    look: Look,
+    *,
+    cap: float,
+    bar: float,
+    marker_size: float,
+    thinned: float = 1.0,
+) -> None:
+    """As `draw_line`, with error bars, but none where `errors` is None; sizes in points."""
+    axes.errorbar(
+        x,
+        y,
+        yerr=errors,
+        capsize=cap,
+        elinewidth=bar,
+        markersize=marker_size,
+        label=look.label,
+        color=look.color,
+        marker=look.marker,
+        linewidth=thinned * look.width,
+        linestyle=look.line,
+        zorder=2 + look.width,
+    )
+
+
+def draw_line(axes: Axes, x: ArrayLike, y: ArrayLike, look: Look, *, thinned: float = 1.0) -> None:
+    """A variant's line, its width times `thinned`; what is thick in other plots lies on top."""
+    axes.plot(
+        x,
+        y,
+        markersize=4,
+        label=look.label,
+        color=look.color,
+        marker=look.marker,
+        linewidth=thinned * look.width,
+        linestyle=look.line,
+        zorder=2 + look.width,
+    )
 
 
 def label_lengths(axes: Axes, factors: list[int], training_length: int | None) -> None:
-    """A log2 axis with a tick at every evaluated length: the factor, and the tokens below it where they are wanted."""
+    """A log2 axis with a tick at every evaluated length: the factor, and the tokens below it where they are given."""
     axes.set_xscale("log", base=2)
     below = {factor: f"\n{factor * training_length:,}" if training_length else "" for factor in factors}
     axes.set_xticks(factors, [f"{factor}x{below[factor]}" for factor in factors])
@@ -133,33 +134,19 @@ def label_lengths(axes: Axes, factors: list[int], training_length: int | None) -
     axes.set_xlabel(f"context length (times the training length{'; tokens' if training_length else ''})")
 
 
-@styled
-def position_plot(results: Results, name: str) -> Drawing | None:
-    """Loss along the position at the longest length; None where there are no curves."""
-    if not results.curves:
-        return None
-    longest = max(curve.length for curve in results.curves)
-    factor = longest // results.training_length
-    figure, axes = new_figure(f"Loss along the position at {factor}x")
-    for variant in in_order(tuple(curve.variant for curve in results.curves)):
-        for curve in results.curves:
-            if curve.variant == variant and curve.length == longest:
-                middles = (np.array(curve.edges[:-1]) + np.array(curve.edges[1:])) / 2
-                axes.plot(
-                    middles,
-                    curve.loss,
-                    **line(LOOKS[variant]) | {"marker": "", "linewidth": LOOKS[variant].width * 0.8},
-                )
-    label_positions(axes, longest, results.training_length)
-    return render(figure, name)
-
-
 def label_positions(axes: Axes, length: int, training_length: int) -> None:
     """Loss against the position in rows of `length` tokens; a line where rows ended in training."""
     axes.axvline(training_length, color="#777777", linestyle=":", linewidth=1.4, label="Training length")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel(f"position in rows of {length:,} tokens")
     axes.set_ylabel("loss (nats per token)")
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Ticks at whole numbers alone."""
+    locator = axis.get_major_locator()
+    assert isinstance(locator, MaxNLocator)  # as of every linear axis
+    locator.set_params(integer=True)
 
 
 def render(figure: Figure, name: str) -> Drawing:
@@ -176,7 +163,7 @@ def render(figure: Figure, name: str) -> Drawing:
 
 def add_legend(figure: Figure) -> None:
     """One entry a label, in as many columns as fit; the figure grows by the legend's lines."""
-    entries: dict[str, object] = {}
+    entries: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
