@@ -27,7 +27,7 @@ class Shard(_Model):
     digest: str = Field(description="SHA-256 of the .bin and the .idx file")
 
 
-class Part(_Model):
+class Split(_Model):
     """The documents of all its shards, one shard after the other."""
 
     shards: tuple[Shard, ...] = Field(default=(), description="in the order of the documents")
@@ -84,8 +84,8 @@ class SourceShards(_Model):
     bytes_per_token: float = Field(ge=0, description="UTF-8 bytes of text per token, EOS included, of all encoded")
     eos_tokens: int = Field(ge=0, description="EOS ids in the shards: one for each document kept")
     lengths: tuple[int, ...] = Field(description="documents kept by length: entry i counts 2^i to 2^(i+1) - 1 tokens")
-    train: Part = Field(description="documents to train on")
-    validation: Part = Field(description="held-out documents")
+    train: Split = Field(description="documents to train on")
+    validation: Split = Field(description="held-out documents")
 
     @model_validator(mode="after")
     def _agree(self) -> "SourceShards":
@@ -136,8 +136,8 @@ class ShardSet(_Model):
 
     def all_shards(self) -> list[Shard]:
         """Every shard, in the order of the digest."""
-        parts = (part for source in self.sources for part in (source.train, source.validation))
-        return [shard for part in parts for shard in part.shards]
+        splits = (split for source in self.sources for split in (source.train, source.validation))
+        return [shard for split in splits for shard in split.shards]
 
     @classmethod
     def _parse(cls, path: Path) -> "ShardSet":
@@ -166,5 +166,5 @@ class ShardSet(_Model):
 
 def set_digest(sources: tuple[SourceShards, ...]) -> str:
     """SHA-256 over the digests of all shards: the same whatever the tasks, workers and their order were."""
-    parts = (part for source in sources for part in (source.train, source.validation))
-    return hashlib.sha256("".join(shard.digest for part in parts for shard in part.shards).encode()).hexdigest()
+    splits = (split for source in sources for split in (source.train, source.validation))
+    return hashlib.sha256("".join(shard.digest for split in splits for shard in split.shards).encode()).hexdigest()

@@ -33,7 +33,7 @@ class SourceConfig(BaseModel):
         default=1.0, gt=0, allow_inf_nan=False, description="share of the rows from this source, relative to the others"
     )
     split: Literal["hash", "train", "validation"] = Field(
-        default="hash", description="hash: validation_fraction of its documents is held out; else all go to one part"
+        default="hash", description="hash: validation_fraction of its documents is held out; else all go to one split"
     )
     text_unit: Literal["file", "line", "paragraph"] = Field(
         default="paragraph", description="what one document is in a text file; paragraphs are parted by an empty line"

@@ -24,16 +24,16 @@ def statistics(shards: ShardSet, folder: Path) -> dict[str, object]:
             f"{counts.documents:,} documents = {counts.kept:,} kept + {counts.empty:,} empty + {counts.rejected:,} "
             f"rejected + {counts.surplus:,} surplus"
         )
-        for name, part in (("train", source.train), ("validation", source.validation)):
+        for name, split in (("train", source.train), ("validation", source.validation)):
             facts[f"{source.name} {name}"] = (
-                f"{part.documents:,} documents, {part.tokens:,} tokens in {len(part.shards)} shards"
+                f"{split.documents:,} documents, {split.tokens:,} tokens in {len(split.shards)} shards"
             )
         facts[f"{source.name} tokens"] = f"{source.bytes_per_token:.2f} bytes each; {source.eos_tokens:,} are EOS"
         facts[f"{source.name} lengths"] = histogram(source.lengths)
-    for encoder, made in lineage_summary(folder).items():
+    for encoder, totals in lineage_summary(folder).items():
         facts[f"made by {encoder}"] = (
-            f"{made['shards']} pieces at {made['tokens_per_worker_second']:,} tokens/s a worker; "
-            f"{made['documents_checked']:,} documents compared with the reference"
+            f"{totals['shards']} pieces at {totals['tokens_per_worker_second']:,} tokens/s a worker; "
+            f"{totals['documents_checked']:,} documents compared with the reference"
         )
     return facts
 

@@ -1,6 +1,6 @@
-"""The shards of a part as one data set, for Megatron-core's GPTDataset.
+"""The shards of a split as one data set, for Megatron-core's GPTDataset.
 
-A part may have thousands of shards. Megatron would take each for a data set of its own, with its own order; here they
+A split may have thousands of shards. Megatron would take each for a data set of its own, with its own order; here they
 are one: the rows are those of a single shard that holds the same documents. Nothing is opened before it is needed, so
 that a rank that finds the row index complete starts without reading one .idx file.
 """
@@ -102,21 +102,21 @@ class JoinedShards:
 
 @dataclass
 class JoinedConfig(GPTDatasetConfig):
-    """Megatron-core's settings, and the parts that the blends name.
+    """Megatron-core's settings, and the splits that the blends name.
 
     Megatron names its index files after what the blends name. These are digests, so that the files do not depend on
     where the shards lie.
     """
 
-    parts: dict[str, JoinedShards] = field(default_factory=dict)
+    splits: dict[str, JoinedShards] = field(default_factory=dict)
 
 
 class JoinedGPTDataset(GPTDataset):
-    """Megatron-core's rows over a part of many shards; `dataset_path` is the part's name in JoinedConfig.parts."""
+    """Megatron-core's rows over a split of many shards; `dataset_path` is the split's name in JoinedConfig.splits."""
 
     @staticmethod
     def build_low_level_dataset(dataset_path: str, config: JoinedConfig) -> JoinedShards:
-        return config.parts[dataset_path]
+        return config.splits[dataset_path]
 
     @staticmethod
     def numel_low_level_dataset(low_level_dataset: JoinedShards) -> int:
@@ -142,15 +142,15 @@ def _check_head(prefix: Path, stream: BinaryIO, shard: Shard, dtype: str) -> Non
     size = os.fstat(stream.fileno()).st_size
     expected = _HEAD.pack(HEADER, VERSION, TYPE_CODES[dtype], shard.documents, shard.documents + 1)
     if head != expected:
-        found = "another format"
+        present = "another format"
         if len(head) == _HEAD.size and head.startswith(HEADER):
             _, version, code, documents, _ = _HEAD.unpack(head)
-            found = f"version {version}, type {code}, {documents:,} documents"
-        wanted = f"version {VERSION}, type {TYPE_CODES[dtype]}, {shard.documents:,} documents"
-        raise DataError(f"{prefix}.idx: {found}, not {wanted}; prepare the data again")
-    wanted_size = _HEAD.size + shard.documents * BYTES_PER_DOCUMENT + 8
-    if size != wanted_size:
-        raise DataError(f"{prefix}.idx: {size:,} bytes, not {wanted_size:,}; prepare the data again")
+            present = f"version {version}, type {code}, {documents:,} documents"
+        right = f"version {VERSION}, type {TYPE_CODES[dtype]}, {shard.documents:,} documents"
+        raise DataError(f"{prefix}.idx: {present}, not {right}; prepare the data again")
+    expected_size = _HEAD.size + shard.documents * BYTES_PER_DOCUMENT + 8
+    if size != expected_size:
+        raise DataError(f"{prefix}.idx: {size:,} bytes, not {expected_size:,}; prepare the data again")
 
 
 def _read_lengths(prefix: Path, shard: Shard, dtype: str) -> numpy.ndarray:

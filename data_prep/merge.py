@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy
 
-from data_prep.artifact import Part, Shard, ShardSet, SourceShards, set_digest
+from data_prep.artifact import Shard, ShardSet, SourceShards, Split, set_digest
 from data_prep.config import DataConfig
 from data_prep.errors import DataError
 from data_prep.lineage import write_lineage
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 def merge(progress: Progress, tokenizer: str) -> ShardSet:
     """Put the pieces that count together in shards.json, and remove what is not needed any more.
 
-    Raises: DataError if a piece is not done, more documents were rejected than is allowed, or a part is smaller than a
+    Raises: DataError if a piece is not done, more documents were rejected than is allowed, or a split is smaller than a
     row; DiskError.
     """
     config, encoder, out_dir = progress.config, progress.encoder, progress.out_dir
@@ -59,7 +59,7 @@ def finish(config: DataConfig, encoder: Tokenizer, out_dir: Path) -> ShardSet:
 
     Settings that no byte of the shards depends on (row length, weights) may be others than at the merge.
 
-    Raises: DataError if it was made with other settings, or a part is smaller than a row of the new length.
+    Raises: DataError if it was made with other settings, or a split is smaller than a row of the new length.
     """
     shards = ShardSet.load(out_dir)
     if shards.settings_digest != settings_digest(settings_of(config, encoder)):
@@ -119,8 +119,8 @@ def _source_shards(
         bytes_per_token=round(text_bytes / max(1, tokens), 4),
         eos_tokens=sum(record.eos_tokens for record in of_source.values()),
         lengths=tuple(map(sum, lengths)),
-        train=Part(shards=tuple(record.train for record in of_source.values() if record.train)),
-        validation=Part(shards=tuple(record.validation for record in of_source.values() if record.validation)),
+        train=Split(shards=tuple(record.train for record in of_source.values() if record.train)),
+        validation=Split(shards=tuple(record.validation for record in of_source.values() if record.validation)),
     )
 
 

@@ -35,10 +35,10 @@ def run(
 
     The same inputs and settings give the same shards, byte for byte, however many tasks and workers made them and
     however often they were killed. A document is held out if its hash says so: of the sources that are split by hash,
-    no text is in both parts. (One that is held out, or trained on, as a whole may share texts with others.)
+    no text is in both splits. (One that is held out, or trained on, as a whole may share texts with others.)
 
     Raises: DataError for everything that `check` refuses, too many documents that cannot be read, a corpus without
-    tokens, a part that is smaller than one row; DiskError for a full disk. Complete pieces stay.
+    tokens, a split that is smaller than one row; DiskError for a full disk. Complete pieces stay.
     """
     encoder = load_tokenizer(tokenizer)
     _check_tokenizer(encoder, tokenizer, model_vocab_size)

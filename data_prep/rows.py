@@ -6,18 +6,27 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import distributed
 from torch.utils.data import Dataset
 
-from data_prep.artifact import Part, ShardSet, SourceShards
+from data_prep.artifact import ShardSet, SourceShards, Split
 from data_prep.errors import DataError
 from data_prep.joined_shards import JoinedConfig, JoinedGPTDataset, JoinedShards, OpenShards
 from data_prep.megatron import BlendedMegatronDatasetBuilder
 from foundation.files import explained_writes, publish_folder, remove, temporary_path
 
 logger = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Rows as Megatron's data sets give them: "tokens" and "labels", int64 [row_length]."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]: ...
 
 
 class RowDataset(Dataset):
@@ -30,7 +39,7 @@ class RowDataset(Dataset):
     its token. An EOS belongs to the document that it ends, so only the labels of EOS tokens are not counted.
     """
 
-    def __init__(self, source: Dataset, rows: int, eos_id: int | None = None) -> None:
+    def __init__(self, source: Source, rows: int, eos_id: int | None = None) -> None:
         self._source = source
         self._rows = rows
         self._eos_id = eos_id
@@ -114,14 +123,17 @@ def build_rows(
     )
     with _process_group(), _cache(Path(cache_dir) / request.key) as cache:
         built_train, built_validation = request.build(cache)
-    held = 0 if built_validation is None else len(built_validation)
-    held = held if validation_rows is None else min(held, validation_rows)
-    logger.info("%d training and %d validation rows of %d tokens", train_rows, held, row_length)
     eos_id = shards.eos_id if mask_documents else None
-    return Rows(
-        train=RowDataset(built_train, train_rows, eos_id),
-        validation=RowDataset(built_validation, held, eos_id) if held else None,
-    )
+    held_out = None
+    if built_validation is not None and (count := _limited(len(built_validation), validation_rows)):
+        held_out = RowDataset(built_validation, count, eos_id)
+    held = len(held_out) if held_out else 0
+    logger.info("%d training and %d validation rows of %d tokens", train_rows, held, row_length)
+    return Rows(train=RowDataset(built_train, train_rows, eos_id), validation=held_out)
+
+
+def _limited(count: int, most: int | None) -> int:
+    return count if most is None else min(count, most)
 
 
 def _refuse(train: list[SourceShards], train_rows: int, validation_rows: int | None, row_length: int) -> None:
@@ -147,27 +159,27 @@ class _Request:
 
     shards: ShardSet
     folder: Path
-    train: list[Part]
+    train: list[Split]
     weights: list[float]
-    validation: list[Part]
+    validation: list[Split]
     train_rows: int
     row_length: int
 
     @property
     def key(self) -> str:
         """Names the index files of this request. Nothing in it knows where the shards lie."""
-        digests = [part.digest for part in (*self.train, *self.validation)]
+        digests = [split.digest for split in (*self.train, *self.validation)]
         facts = (digests, self.weights, self.shards.seed, self.train_rows, self.row_length)
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
-    def build(self, cache: Path) -> tuple[Dataset, Dataset | None]:
-        train = ([part.digest for part in self.train], self.weights)
-        validation = ([part.digest for part in self.validation], None) if self.validation else None
+    def build(self, cache: Path) -> tuple[Source, Source | None]:
+        train = ([split.digest for split in self.train], self.weights)
+        validation = ([split.digest for split in self.validation], None) if self.validation else None
         opened = OpenShards()
         config = JoinedConfig(
-            parts={
-                part.digest: JoinedShards(self.folder, part.shards, self.shards.dtype, opened)
-                for part in (*self.train, *self.validation)
+            splits={
+                split.digest: JoinedShards(self.folder, split.shards, self.shards.dtype, opened)
+                for split in (*self.train, *self.validation)
             },
             random_seed=self.shards.seed,
             sequence_length=self.row_length,

@@ -106,11 +106,11 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def write_part(prefix: Path, documents: list[list[int]], shards: int = 1, vocab_size: int = 1000):
-    """The part of these documents, cut into up to `shards` shards of about equally many."""
+def write_split(prefix: Path, documents: list[list[int]], shards: int = 1, vocab_size: int = 1000):
+    """The split of these documents, cut into up to `shards` shards of about equally many."""
     import numpy
 
-    from data_prep.artifact import Part, Shard
+    from data_prep.artifact import Shard, Split
     from data_prep.shards import ShardWriter
 
     prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def write_part(prefix: Path, documents: list[list[int]], shards: int = 1, vocab_
         if writer.documents:
             counts = {"documents": writer.documents, "tokens": writer.tokens}
             written.append(Shard(prefix=path.name, digest=writer.digest, **counts))
-    return Part(shards=tuple(written))
+    return Split(shards=tuple(written))
 
 
 def write_shards(
@@ -152,8 +152,8 @@ def write_shards(
             bytes_per_token=4.0,
             eos_tokens=kept,
             lengths=(),
-            train=write_part(folder / f"{number}-train", train, shards, vocab_size),
-            validation=write_part(folder / f"{number}-validation", held, shards, vocab_size),
+            train=write_split(folder / f"{number}-train", train, shards, vocab_size),
+            validation=write_split(folder / f"{number}-validation", held, shards, vocab_size),
         )
         made.append(source)
     shard_set = ShardSet(
@@ -172,10 +172,10 @@ def write_shards(
     return shard_set
 
 
-@pytest.fixture(scope="session", name="write_part")
-def _write_part() -> Callable[..., Any]:
-    """The function that writes documents (lists of token ids) as a part; returns the Part."""
-    return write_part
+@pytest.fixture(scope="session", name="write_split")
+def _write_split() -> Callable[..., Any]:
+    """The function that writes documents (lists of token ids) as a split; returns the Split."""
+    return write_split
 
 
 @pytest.fixture(scope="session", name="write_shards")

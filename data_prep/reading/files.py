@@ -4,7 +4,7 @@ import io
 import os
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,7 @@ from data_prep.reading.hub_cache import HUB, cached_path
 from data_prep.reading.records import one_line
 
 if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
     from fsspec import AbstractFileSystem
 
 REMOTE_BLOCK = 8 * 2**20  # bytes of one request to a remote file
@@ -86,7 +87,17 @@ def local_path(url: str) -> str | None:
     return None
 
 
-def open_file(file: SourceFile) -> BinaryIO:
+class StoredBytes(Protocol):
+    """A file that is open for reading, at any place."""
+
+    def read(self, size: int = ..., /) -> bytes: ...
+
+    def seek(self, offset: int, whence: int = ..., /) -> int: ...
+
+    def close(self) -> None: ...
+
+
+def open_file(file: SourceFile) -> StoredBytes:
     """The stored bytes of a file, seekable.
 
     Raises: OSError if a local file cannot be opened; ConnectionError for all that goes wrong with a remote one, now or
@@ -112,9 +123,10 @@ class RemoteFile(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         return self._ask(lambda: self._file.read(size))
 
-    def readinto(self, buffer: memoryview) -> int:
-        content = self.read(len(buffer))
-        buffer[: len(content)] = content
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer).cast("B")
+        content = self.read(len(view))
+        view[: len(content)] = content
         return len(content)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -137,9 +149,9 @@ class RemoteFile(io.RawIOBase):
 
 def _open_remote(file: SourceFile) -> BinaryIO:
     fs, path = _remote(file.url)
-    # The size spares the Hub's listing of the file's folder, in every process.
-    known = {"size": file.size} if file.url.startswith(HUB) else {}
-    return fs.open(path, "rb", block_size=REMOTE_BLOCK, **known)
+    if file.url.startswith(HUB):  # the size spares a listing of the file's folder, in every process
+        return fs.open(path, "rb", block_size=REMOTE_BLOCK, size=file.size)
+    return fs.open(path, "rb", block_size=REMOTE_BLOCK)
 
 
 def _remote(url: str) -> "tuple[AbstractFileSystem, str]":

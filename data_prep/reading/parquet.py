@@ -129,7 +129,7 @@ def batch_rows(rows: int, text_bytes: int) -> int:
 
 
 def _add(batch: Batch, text: str | bytes | None, row: int, column: str) -> None:
-    if type(text) is str:
+    if isinstance(text, str):
         batch.add(text, row, 4 * len(text))  # no character takes more in UTF-8
     elif text is None:
         batch.reject(row, f"{column} is null", size=0)

@@ -27,6 +27,11 @@ class Piece(BaseModel):
     documents: int | None = Field(default=None, ge=0, description="how many it holds; known for Parquet only")
     problem: str | None = Field(default=None, description="why nothing of it can be read")
 
+    @property
+    def row_groups(self) -> range:
+        """Of a Parquet file: its row groups; none where nothing can be read."""
+        return range(self.start, self.start if self.stop is None else self.stop)
+
 
 def file_pieces(file: SourceFile, source: SourceConfig, piece_bytes: int) -> tuple[Piece, ...]:
     """Pieces of about `piece_bytes` of text that hold every document of the file once; none for an empty file.
@@ -42,7 +47,7 @@ def file_pieces(file: SourceFile, source: SourceConfig, piece_bytes: int) -> tup
     size = file.size * (DECOMPRESSED if file.compression else 1)
     if file.format == "text" and source.text_unit == "file":
         return (Piece(start=0, stop=None, text_bytes=size),)
-    ranges = even_ranges(size, piece_bytes, MOST_PIECES.get(file.compression))
+    ranges = even_ranges(size, piece_bytes, MOST_PIECES[file.compression] if file.compression else None)
     pieces = [Piece(start=start, stop=stop, text_bytes=stop - start) for start, stop in ranges]
     if file.compression:
         pieces[-1] = pieces[-1].model_copy(update={"stop": None})

@@ -7,10 +7,10 @@ from data_prep.errors import DataError
 from data_prep.reading.files import SourceFile
 from data_prep.reading.jsonl import line_text, longest_line
 from data_prep.reading.parquet import read_errors, read_parquet
+from data_prep.reading.passages import LINE, PARAGRAPH, Passages
 from data_prep.reading.pieces import DECOMPRESSED, Piece
 from data_prep.reading.records import Batch, Records, Rejection, one_line, too_long
 from data_prep.reading.streams import Stream, open_stream
-from data_prep.reading.units import LINE, PARAGRAPH, Units
 
 __all__ = ["Records", "Rejection", "read_piece"]
 
@@ -27,14 +27,15 @@ def read_piece(file: SourceFile, source: SourceConfig, piece: Piece, max_documen
     if piece.problem:
         yield _nothing_read(file, piece, piece.problem)
         return
+    unreadable: tuple[type[Exception], ...] = (DataError, *read_errors())
     try:
         if file.format == "parquet":
-            yield from read_parquet(file, source.text_column, range(piece.start, piece.stop), max_document_bytes)
+            yield from read_parquet(file, source.text_column, piece.row_groups, max_document_bytes)
             return
         stream = open_stream(file)
     except ConnectionError:
         raise
-    except (DataError, *read_errors()) as error:
+    except unreadable as error:
         yield _nothing_read(file, piece, f"cannot be read ({one_line(error)})")
         return
     with stream:
@@ -48,8 +49,8 @@ def read_piece(file: SourceFile, source: SourceConfig, piece: Piece, max_documen
 
 
 def _read_jsonl(stream: Stream, column: str, piece: Piece, batch: Batch, limit: int) -> Iterator[Records]:
-    units = Units(stream, LINE, piece.start, piece.stop, longest_line(limit))
-    for position, line, length in units:
+    passages = Passages(stream, LINE, piece.start, piece.stop, longest_line(limit))
+    for position, line, length in passages:
         if line is None:
             batch.reject(position, f"a line of {length:,} bytes, over max_document_bytes ({limit:,})", size=length)
         elif line and not line.isspace():
@@ -59,19 +60,19 @@ def _read_jsonl(stream: Stream, column: str, piece: Piece, batch: Batch, limit: 
                 batch.reject(position, str(error), size=length)
         if batch.full:
             yield from batch.take()
-    _reject_rest(units, stream, piece, batch)
+    _reject_rest(passages, stream, piece, batch)
 
 
-def _read_text(stream: Stream, unit: str, piece: Piece, batch: Batch, limit: int) -> Iterator[Records]:
-    units = Units(stream, LINE if unit == "line" else PARAGRAPH, piece.start, piece.stop, limit + 2)
-    for position, content, length in units:
+def _read_text(stream: Stream, text_unit: str, piece: Piece, batch: Batch, limit: int) -> Iterator[Records]:
+    passages = Passages(stream, LINE if text_unit == "line" else PARAGRAPH, piece.start, piece.stop, limit + 2)
+    for position, content, length in passages:
         if content is None:
             batch.reject(position, too_long(length, limit), size=length)
         else:
             _add_text(batch, position, content.removesuffix(b"\n").removesuffix(b"\r"))
         if batch.full:
             yield from batch.take()
-    _reject_rest(units, stream, piece, batch)
+    _reject_rest(passages, stream, piece, batch)
 
 
 def _add_text(batch: Batch, position: int, content: bytes) -> None:
@@ -99,9 +100,9 @@ def _read_whole(stream: Stream, file: SourceFile, batch: Batch, limit: int) -> N
         _add_text(batch, 0, b"".join(blocks))
 
 
-def _reject_rest(units: Units, stream: Stream, piece: Piece, batch: Batch) -> None:
-    position, damage = units.damaged_at, stream.damage
-    if position is not None:
+def _reject_rest(passages: Passages, stream: Stream, piece: Piece, batch: Batch) -> None:
+    position, damage = passages.damaged_at, stream.damage
+    if position is not None and damage is not None:
         # Other pieces of a file whose disk fails are read by themselves.
         rest = None if damage.for_good or piece.stop is None else piece.stop - position
         batch.reject(position, damage.reason, size=damage.lost if rest is None else rest, more=True)

@@ -5,6 +5,7 @@ import os
 import posixpath
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from data_prep.config import SourceConfig
@@ -13,13 +14,21 @@ from data_prep.reading.files import SourceFile, remote_mark, unreachable
 from data_prep.reading.hub_cache import HUB
 from data_prep.reading.jsonl import longest_line, parse_line
 from data_prep.reading.parquet import column_problem, missing_column, open_parquet, read_errors
+from data_prep.reading.passages import LINE, Passages
 from data_prep.reading.streams import open_stream
-from data_prep.reading.units import LINE, Units
 
 __all__ = ["SourceFile", "check_source", "source_files"]
 
-FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "text"}
-COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
+Format = Literal["jsonl", "parquet", "text"]
+Compression = Literal["gz", "zst"]
+FORMAT_OF_SUFFIX: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
+COMPRESSIONS: dict[str, Compression] = {".gz": "gz", ".zst": "zst"}
 RECORDS_LOOKED_AT = 100
 
 Listed = tuple[str, int, str]  # url, size in bytes, mark
@@ -32,15 +41,15 @@ def source_files(source: SourceConfig) -> tuple[SourceFile, ...]:
 
     Raises: DataError if there is none, or if a format cannot be told; ConnectionError if a server does not answer.
     """
-    if source.hub is not None:
+    if source.path is None:
         from data_prep.reading.hub import hub_files
 
         listed = hub_files(source)
     elif "://" in source.path and not source.path.startswith("file://"):
-        listed = _remote_files(source)
+        listed = _remote_files(source.path, source)
     else:
-        listed = _local_files(source)
-    files = sorted((_source_file(found, source) for found in listed), key=lambda file: file.url)
+        listed = _local_files(source.path, source)
+    files = sorted((_source_file(one, source) for one in listed), key=lambda file: file.url)
     if len({file.format for file in files}) > 1:
         raise DataError(
             f"source {source.label}: holds files of several formats; set format, or make one source of each with a glob"
@@ -77,7 +86,7 @@ def _check_column(file: SourceFile, source: SourceConfig) -> None:
 def _jsonl_problem(file: SourceFile, column: str) -> str | None:
     columns: dict[str, None] = {}
     with open_stream(file) as stream:
-        lines = islice(Units(stream, LINE, 0, None, longest_line(0)), RECORDS_LOOKED_AT)
+        lines = islice(Passages(stream, LINE, 0, None, longest_line(0)), RECORDS_LOOKED_AT)
         for number, (_, line, _) in enumerate(lines):
             if number == 0 and line and line.lstrip().startswith(b"["):
                 return "is a JSON array; write one JSON object on each line (JSON Lines)"
@@ -92,20 +101,20 @@ def _jsonl_problem(file: SourceFile, column: str) -> str | None:
     return missing_column(column, list(columns)) if columns else None
 
 
-def _local_files(source: SourceConfig) -> list[Listed]:
-    path = Path(source.path.removeprefix("file://")).expanduser()
+def _local_files(place: str, source: SourceConfig) -> list[Listed]:
+    path = Path(place.removeprefix("file://")).expanduser()
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if _wanted(file.relative_to(path).as_posix(), source))
-        found = [file for file in found if not file.is_dir()]
-        if not found:
+        files = sorted(file for file in path.rglob("*") if _belongs(file.relative_to(path).as_posix(), source))
+        files = [file for file in files if not file.is_dir()]
+        if not files:
             raise _empty_folder(source)
     elif os.path.lexists(path):
-        found = [path]
+        files = [path]
     else:
-        found = [Path(name) for name in glob.glob(str(path), recursive=True) if not Path(name).is_dir()]
-        if not found:
-            raise DataError(f"source {source.path}: no such file, and no file matches it as a glob")
-    return [_listed(file) for file in found]
+        files = [Path(name) for name in glob.glob(str(path), recursive=True) if not Path(name).is_dir()]
+        if not files:
+            raise DataError(f"source {place}: no such file, and no file matches it as a glob")
+    return [_listed(file) for file in files]
 
 
 def _listed(file: Path) -> Listed:
@@ -117,30 +126,30 @@ def _listed(file: Path) -> Listed:
     return str(file), known.st_size, str(known.st_mtime_ns)
 
 
-def _remote_files(source: SourceConfig) -> list[Listed]:
-    if source.path.startswith(HUB):
-        raise DataError(f"source {source.path}: name a data set of the Hub with hub, its commit with revision")
+def _remote_files(place: str, source: SourceConfig) -> list[Listed]:
+    if place.startswith(HUB):
+        raise DataError(f"source {place}: name a data set of the Hub with hub, its commit with revision")
     try:
-        return _ask_remote(source)
+        return _ask_remote(place, source)
     except FileNotFoundError as error:
-        raise DataError(f"source {source.path}: no such file, and no file matches it as a glob") from error
+        raise DataError(f"source {place}: no such file, and no file matches it as a glob") from error
     except DataError:
         raise
     except (ValueError, ImportError, PermissionError) as error:  # an unknown protocol, or its package is missing
-        raise DataError(f"source {source.path}: {str(error).splitlines()[0]}") from error
+        raise DataError(f"source {place}: {str(error).splitlines()[0]}") from error
     except Exception as error:  # aiohttp, botocore, httpx and others have no base class in common
-        raise unreachable(source.path, error) from error
+        raise unreachable(place, error) from error
 
 
-def _ask_remote(source: SourceConfig) -> list[Listed]:
+def _ask_remote(place: str, source: SourceConfig) -> list[Listed]:
     from fsspec.core import url_to_fs
 
-    fs, path = url_to_fs(source.path)
+    fs, path = url_to_fs(place)
     if glob.has_magic(path):
         infos = fs.glob(path, detail=True)
     elif fs.isdir(path):
-        found = fs.find(path, detail=True)
-        infos = {name: info for name, info in found.items() if _wanted(posixpath.relpath(name, path), source)}
+        below = fs.find(path, detail=True)
+        infos = {name: info for name, info in below.items() if _belongs(posixpath.relpath(name, path), source)}
         if not infos:
             raise _empty_folder(source)
     else:
@@ -158,21 +167,22 @@ def _ask_remote(source: SourceConfig) -> list[Listed]:
 
 
 def _empty_folder(source: SourceConfig) -> DataError:
-    suffixes = [suffix for suffix, found in FORMAT_OF_SUFFIX.items() if source.format in ("auto", found)]
+    suffixes = [suffix for suffix, kind in FORMAT_OF_SUFFIX.items() if source.format in ("auto", kind)]
     return DataError(f"source {source.path}: the folder has no {'/'.join(suffixes)} file")
 
 
-def _wanted(name: str, source: SourceConfig) -> bool:
+def _belongs(name: str, source: SourceConfig) -> bool:
     """Whether a file below a folder, named from there, belongs to the source."""
     hidden = any(part.startswith(".") for part in name.split("/"))
-    found = _by_suffix(name)[0]
-    return not hidden and found is not None and source.format in ("auto", found)
+    kind, _ = _by_suffix(name)
+    return not hidden and kind is not None and source.format in ("auto", kind)
 
 
 def _source_file(listed: Listed, source: SourceConfig) -> SourceFile:
     url, size, mark = listed
-    found, compression = _by_suffix(urlsplit(url).path if "://" in url else url)
-    kind = found if source.format == "auto" else source.format
+    kind, compression = _by_suffix(urlsplit(url).path if "://" in url else url)
+    if source.format != "auto":
+        kind = source.format
     if kind is None:
         raise DataError(f"{url}: its suffix tells no format; set format to jsonl, parquet or text")
     if kind == "parquet" and compression:
@@ -180,7 +190,7 @@ def _source_file(listed: Listed, source: SourceConfig) -> SourceFile:
     return SourceFile(url=url, format=kind, compression=compression, size=size, mark=mark)
 
 
-def _by_suffix(name: str) -> tuple[str | None, str | None]:
+def _by_suffix(name: str) -> tuple[Format | None, Compression | None]:
     """Format and compression that the suffixes of a file tell."""
     stem, suffix = posixpath.splitext(name)
     compression = COMPRESSIONS.get(suffix)

@@ -2,9 +2,12 @@
 
 import zlib
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from data_prep.reading.files import SourceFile, open_file
+from data_prep.reading.files import SourceFile, StoredBytes, open_file
+
+if TYPE_CHECKING:
+    from zstandard import ZstdDecompressionObj
 
 BLOCK = 2**20  # bytes, of decompressed content at most
 
@@ -49,7 +52,7 @@ def open_stream(file: SourceFile) -> Stream:
 class StoredStream:
     """The bytes of a file as they are stored. A local read that fails is damage; a remote one that fails is raised."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: StoredBytes, size: int) -> None:
         self.damage: Damage | None = None
         self.position = 0  # bytes
         self._file = file
@@ -82,28 +85,54 @@ class StoredStream:
         return max(0, self._size - self.position)
 
 
-class Decoder(Protocol):
-    """One member of a gzip file, one frame of a zstd file: as in the standard library's zlib."""
+class Member(Protocol):
+    """One member of a gzip file, one frame of a zstd file, while it is decompressed."""
 
-    eof: bool
-    unused_data: bytes
+    @property
+    def ended(self) -> bool: ...
+
+    def decode(self, stored: bytes) -> tuple[bytes, bytes]:
+        """Content of the first bytes of `stored`, and the stored bytes that are left."""
+
+
+class Codec(Protocol):
+    """A compressed format; members follow each other, and `padding` after the last one is no content."""
+
+    name: str
+    chunk: int
+    """Stored bytes that are lost with a damaged place."""
+    padding: bytes
+    errors: tuple[type[Exception], ...]
+
+    def member(self) -> Member:
+        """The next member, from its start."""
 
 
 class GzipCodec:
     """Gzip members, one after the other; zeros after them are padding."""
 
     name = "gzip"
-    chunk = 64 * 1024  # stored bytes that are lost with a damaged place
+    chunk = 64 * 1024
     padding = b"\0"
     errors: tuple[type[Exception], ...] = (zlib.error,)
 
-    def decoder(self) -> Decoder:
-        return zlib.decompressobj(wbits=31)
+    def member(self) -> Member:
+        return GzipMember()
 
-    def decode(self, decoder: Decoder, stored: bytes) -> tuple[bytes, bytes]:
-        """What `stored` holds, as much as a block of it, and the stored bytes that are left."""
-        content = decoder.decompress(stored, BLOCK)
-        return content, decoder.unused_data if decoder.eof else decoder.unconsumed_tail
+
+class GzipMember:
+    """It gives a block at most at a time."""
+
+    def __init__(self) -> None:
+        self._decoder = zlib.decompressobj(wbits=31)
+
+    @property
+    def ended(self) -> bool:
+        return self._decoder.eof
+
+    def decode(self, stored: bytes) -> tuple[bytes, bytes]:
+        content = self._decoder.decompress(stored, BLOCK)
+        return content, self._decoder.unused_data if self.ended else self._decoder.unconsumed_tail
 
 
 class ZstdCodec:
@@ -118,31 +147,42 @@ class ZstdCodec:
 
         self.errors: tuple[type[Exception], ...] = (zstandard.ZstdError,)
         self._decompressor = zstandard.ZstdDecompressor()
-        # The library cannot bound what one call gives, and four bytes can hold 128 KiB of a run: feel the way.
-        self._step = 512
 
-    def decoder(self) -> Decoder:
-        return self._decompressor.decompressobj()
+    def member(self) -> Member:
+        return ZstdFrame(self._decompressor.decompressobj(), self.chunk)
 
-    def decode(self, decoder: Decoder, stored: bytes) -> tuple[bytes, bytes]:
-        """What a step of `stored` holds, and the stored bytes that are left."""
+
+class ZstdFrame:
+    """The library cannot bound what one call gives, and four bytes can hold 128 KiB of a run: it feels the way."""
+
+    def __init__(self, decoder: "ZstdDecompressionObj", longest_step: int) -> None:
+        self._decoder = decoder
+        self._longest_step = longest_step
+        self._step = 512  # stored bytes
+
+    @property
+    def ended(self) -> bool:
+        return self._decoder.eof
+
+    def decode(self, stored: bytes) -> tuple[bytes, bytes]:
         step = self._step
-        content = decoder.decompress(stored[:step]) if stored else b""
-        self._step = max(16, step // 2) if len(content) > BLOCK else min(self.chunk, 2 * step)
-        return content, (decoder.unused_data or b"") + stored[step:]
+        content = self._decoder.decompress(stored[:step]) if stored else b""
+        self._step = max(16, step // 2) if len(content) > BLOCK else min(self._longest_step, 2 * step)
+        unused = self._decoder.unused_data if self.ended else b""
+        return content, unused + stored[step:]
 
 
 class DecompressedStream:
     """What a compressed file holds. The same bytes come out however often and in whatever steps it is read."""
 
-    def __init__(self, stored: StoredStream, codec: GzipCodec | ZstdCodec) -> None:
+    def __init__(self, stored: StoredStream, codec: Codec) -> None:
         self.damage: Damage | None = None
         self._stored = stored
         self._codec = codec
-        self._decoder: Decoder | None = None
+        self._member: Member | None = None  # the one that is being read
         self._input = b""
         self._skipped = b""  # content read by `skip` beyond its goal
-        self._members = 0
+        self._members_read = 0
 
     def __enter__(self) -> "DecompressedStream":
         return self
@@ -163,41 +203,41 @@ class DecompressedStream:
             if not self._input:
                 self._input = self._stored.read(self._codec.chunk)
             ended = not self._input
-            if self._decoder is None and not self._begin():
+            if self._member is None:
+                self._member = self._next_member()
+            if self._member is None:
                 if ended:
                     return self._end()
                 continue
-            content = self._decode()
+            content = self._decode(self._member)
             if content:
                 return content
-            if ended:  # and the decoder had nothing more to give
+            if ended:  # and the member had nothing more to give
                 return self._end()
         return b""
 
-    def _begin(self) -> bool:
-        """Begin the next member or frame, if more than padding is there."""
-        if self._members:
+    def _next_member(self) -> Member | None:
+        """The next member or frame, if more than padding is there."""
+        if self._members_read:
             self._input = self._input.lstrip(self._codec.padding)
-        if self._input:
-            self._decoder = self._codec.decoder()
-        return bool(self._input)
+        return self._codec.member() if self._input else None
 
-    def _decode(self) -> bytes:
+    def _decode(self, member: Member) -> bytes:
         try:
-            content, rest = self._codec.decode(self._decoder, self._input)
+            content, rest = member.decode(self._input)
         except self._codec.errors as error:
             lost = len(self._input) + self._stored.left
             self.damage = Damage(f"damaged {self._codec.name} data ({error})", lost)
             return b""
         self._input = rest
-        if self._decoder.eof:
-            self._decoder = None
-            self._members += 1
+        if member.ended:
+            self._member = None
+            self._members_read += 1
         return content
 
     def _end(self) -> bytes:
         if self._stored.damage:
             self.damage = self._stored.damage
-        elif self._decoder is not None:
+        elif self._member is not None:
             self.damage = Damage(f"cut short: the {self._codec.name} data has no end", None)
         return b""

@@ -52,31 +52,31 @@ class Difference(Exception):
         self.got = got
 
 
-def choose(reference: Tokenizer, wanted: str, sample: list[str], timed: list[str] | None = None) -> Choice:
+def choose(reference: Tokenizer, backend: str, sample: list[str], timed: list[str] | None = None) -> Choice:
     """The fast library to encode with.
 
     A library must give the reference's ids on the sample (documents of the work ahead) and on the adversarial texts.
-    `wanted` is "reference" (none), a library's name, or "auto": the fastest of those that are equal, on `timed`: some
+    `backend` is "reference" (none), a library's name, or "auto": the fastest of those that are equal, on `timed`: some
     megabytes of other documents, since a library that remembers words is slow at first.
 
-    Raises: DataError if the library that `wanted` names is not there or not equal.
+    Raises: DataError if the library that `backend` names is not there or not equal.
     """
-    if wanted == "reference":
+    if backend == "reference":
         return Choice(None, {})
     texts = [*sample, *adversarial_texts(reference.special_tokens)]
     expected = reference.encode_flat(texts)
     equal: list[FastBackend] = []
     refused: dict[str, str] = {}
-    for name in BACKENDS if wanted == "auto" else (wanted,):
+    for name in BACKENDS if backend == "auto" else (backend,):
         try:
-            backend = load_fast(name, reference)
-            _compare(backend.name, texts, expected, _encode(backend, reference, texts))
-            equal.append(backend)
+            library = load_fast(name, reference)
+            _compare(library.name, texts, expected, _encode(library, reference, texts))
+            equal.append(library)
         except (Unavailable, Difference) as error:
             refused[name] = str(error)
-    if wanted != "auto" and refused:
+    if backend != "auto" and refused:
         raise DataError(
-            f"data backend {wanted!r} cannot stand in for {reference.name}: {refused[wanted]}; use auto or reference"
+            f"data backend {backend!r} cannot stand in for {reference.name}: {refused[backend]}; use auto or reference"
         )
     chosen = _fastest(equal, timed or sample or texts, refused) if len(equal) > 1 else next(iter(equal), None)
     log.info("tokenizer: %s", chosen.name if chosen else f"{reference.name}, without a fast library")

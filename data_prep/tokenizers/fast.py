@@ -18,6 +18,7 @@ import numpy
 from data_prep.tokenizers.digits import is_disputed, merge_digits
 from data_prep.tokenizers.reference import Tokenizer
 from data_prep.tokenizers.tokens import Tokens, flat, join
+from foundation.install import install_hint
 
 if TYPE_CHECKING:
     from fastokens import Tokenizer as FastokensLibrary
@@ -145,7 +146,7 @@ def load_fast(name: str, reference: Tokenizer) -> FastBackend:
     try:
         return make(reference.fast_json)
     except ImportError as error:
-        raise Unavailable(f"not installed ({error}); pip install 'drope[fast]'") from error
+        raise Unavailable(f"not installed ({error}); {install_hint('fast')}") from error
     except BaseException as error:
         if not is_failure(error):
             raise

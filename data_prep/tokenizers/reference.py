@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from data_prep.errors import DataError
 from data_prep.tokenizers.sentencepiece_json import bpe_tokenizer_json
@@ -21,54 +22,46 @@ SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>")
 
 
-class Tokenizer(Protocol):
+@dataclass(frozen=True)
+class Tokenizer(ABC):
     """What data preparation needs of a tokenizer.
 
     name is the library with its version; vocab_size is the largest id + 1, special tokens included; digest is the
     SHA-256 of the tokenizer's files; special_tokens are names, special_ids the ids that text must never become (the
-    unknown token's is none of them); fast_json is a tokenizer.json of the same vocabulary without the special tokens,
-    for the fast libraries, or None where it has no such form.
+    unknown token's is none of them).
     """
 
-    name: str
     vocab_size: int
     eos_id: int
     eos_token: str
     digest: str
     special_tokens: tuple[str, ...]
     special_ids: frozenset[int]
+    name: str
 
     @property
-    def fast_json(self) -> str | None: ...
+    @abstractmethod
+    def fast_json(self) -> str | None:
+        """A tokenizer.json of the same vocabulary without the special tokens, for the fast libraries.
 
+        None where it has no such form.
+        """
+
+    @abstractmethod
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text. None are added, and a special token's name in a text is encoded as the text that it is."""
 
-    def encode_flat(self, texts: list[str]) -> Tokens:
-        """The ids of `encode_batch` as arrays."""
-
+    @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids for people's eyes, special tokens as their names."""
 
-
-@dataclass(frozen=True)
-class _Reference:
-    """What the two kinds have in common."""
-
-    vocab_size: int
-    eos_id: int
-    eos_token: str
-    digest: str
-    special_tokens: tuple[str, ...]
-    special_ids: frozenset[int]
-    name: str
-
     def encode_flat(self, texts: list[str]) -> Tokens:
+        """The ids of `encode_batch` as arrays."""
         return flat(self.encode_batch(texts))
 
 
 @dataclass(frozen=True)
-class HuggingFaceTokenizer(_Reference):
+class HuggingFaceTokenizer(Tokenizer):
     """A `tokenizers` model (https://huggingface.co/docs/tokenizers).
 
     It encodes a batch with RAYON_NUM_THREADS threads, or one for each core, unless TOKENIZERS_PARALLELISM is false;
@@ -92,7 +85,7 @@ class HuggingFaceTokenizer(_Reference):
 
 
 @dataclass(frozen=True)
-class SentencePieceTokenizer(_Reference):
+class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model, on one thread; it never makes a control piece such as </s> out of text."""
 
     backend: "SentencePieceProcessor"

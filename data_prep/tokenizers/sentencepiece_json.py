@@ -5,7 +5,7 @@ in that order. What a model may do beyond that (unigram, normalisation, pieces t
 """
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -19,10 +19,10 @@ def bpe_tokenizer_json(model: "SentencePieceProcessor") -> str | None:
     if specification is None:
         return None
     vocabulary = {model.id_to_piece(i): i for i in range(model.get_piece_size())}
-    normalizers = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
+    normalizers: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
     if specification.normalizer_spec.add_dummy_prefix:
         normalizers.insert(0, {"type": "Prepend", "prepend": SPACE})
-    content = {
+    content: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -47,10 +47,12 @@ def bpe_tokenizer_json(model: "SentencePieceProcessor") -> str | None:
     return json.dumps(content, ensure_ascii=False)
 
 
-def _specification(model: "SentencePieceProcessor"):
+def _specification(model: "SentencePieceProcessor") -> Any:
+    """The model's protocol buffer; None for a model that does more than a tokenizer.json can say."""
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model.serialized_model_proto())
+    # Protocol buffers have their classes only once they are imported.
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.serialized_model_proto())  # type: ignore[attr-defined]
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     plain = not (normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces)
     known = {proto.SentencePiece.NORMAL, proto.SentencePiece.UNKNOWN, proto.SentencePiece.CONTROL}

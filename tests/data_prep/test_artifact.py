@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from data_prep.artifact import Counts, Part, Shard, SourceShards, set_digest
+from data_prep.artifact import Counts, Shard, SourceShards, Split, set_digest
 from data_prep.inspection import histogram
 
 
@@ -11,9 +11,9 @@ def shard(name: str, documents: int = 2) -> Shard:
 
 def source(**changes: object) -> dict:
     counts = Counts(documents=6, kept=4, empty=1, rejected=1)
-    parts = {"train": Part(shards=(shard("a"), shard("b", 1))), "validation": Part(shards=(shard("c", 1),))}
+    splits = {"train": Split(shards=(shard("a"), shard("b", 1))), "validation": Split(shards=(shard("c", 1),))}
     settled = {"name": "n", "source": "s", "weight": 1, "counts": counts, "bytes_per_token": 4.0, "eos_tokens": 4}
-    return {**settled, "lengths": (0, 4), **parts, **changes}
+    return {**settled, "lengths": (0, 4), **splits, **changes}
 
 
 def test_documents_that_do_not_add_up_are_refused():
@@ -34,11 +34,11 @@ def test_counts_must_agree_with_the_shards():
 
 
 def test_digests_follow_content_and_order():
-    one, two = (Part(shards=shards) for shards in ((shard("a"), shard("b")), (shard("b"), shard("a"))))
+    one, two = (Split(shards=shards) for shards in ((shard("a"), shard("b")), (shard("b"), shard("a"))))
     assert one.digest != two.digest
     first = SourceShards(**source())
     assert set_digest((first,)) == set_digest((first.model_copy(update={"name": "other"}),))
-    moved = source(train=Part(shards=(shard("b", 1), shard("a"))))
+    moved = source(train=Split(shards=(shard("b", 1), shard("a"))))
     assert set_digest((first,)) != set_digest((SourceShards(**moved),))
 
 

@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 
-from data_prep.artifact import Part, ShardSet
+from data_prep.artifact import ShardSet, Split
 from data_prep.errors import DataError
 from data_prep.joined_shards import JoinedShards, OpenShards
 from data_prep.megatron import (
@@ -35,11 +35,11 @@ def random_documents(low: int, count: int, seed: int) -> list[list[int]]:
     return [[*random.integers(low, low + 100, random.integers(4, 80)).tolist(), 0] for _ in range(count)]
 
 
-def merge(folder: Path, part: Part, name: str) -> str:
-    """One shard of all documents of the part, by Megatron-core's own merging; its prefix."""
+def merge(folder: Path, split: Split, name: str) -> str:
+    """One shard of all documents of the split, by Megatron-core's own merging; its prefix."""
     prefix = str(folder / name)
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=numpy.uint16)
-    for shard in part.shards:
+    for shard in split.shards:
         builder.add_index(str(folder / shard.prefix))
     builder.finalize(f"{prefix}.idx")
     return prefix
@@ -103,17 +103,17 @@ def test_rows_are_those_of_stock_megatron_over_one_merged_shard(
 
 
 @pytest.fixture
-def part(tmp_path: Path, write_part) -> Part:
+def split(tmp_path: Path, write_split) -> Split:
     """100 documents in 9 shards of unequal size; the first has one document."""
     documents = random_documents(1, 99, 3)
-    part = write_part(tmp_path / "many", documents, shards=8)
-    return Part(shards=(*write_part(tmp_path / "one", [[5, 6, 7, 0]]).shards, *part.shards))
+    split = write_split(tmp_path / "many", documents, shards=8)
+    return Split(shards=(*write_split(tmp_path / "one", [[5, 6, 7, 0]]).shards, *split.shards))
 
 
-def test_documents_are_those_of_one_merged_shard(tmp_path: Path, part: Part):
-    merged = IndexedDataset(merge(tmp_path, part, "merged"))
-    joined = JoinedShards(tmp_path, part.shards, "uint16")
-    assert len(joined) == len(merged) == part.documents == 100
+def test_documents_are_those_of_one_merged_shard(tmp_path: Path, split: Split):
+    merged = IndexedDataset(merge(tmp_path, split, "merged"))
+    joined = JoinedShards(tmp_path, split.shards, "uint16")
+    assert len(joined) == len(merged) == split.documents == 100
     assert joined.sequence_lengths.dtype == numpy.int32
     assert numpy.array_equal(joined.sequence_lengths, merged.sequence_lengths)
     for index in range(100):
@@ -127,22 +127,22 @@ def test_documents_are_those_of_one_merged_shard(tmp_path: Path, part: Part):
     assert len(JoinedShards(tmp_path, (), "uint16")) == 0
 
 
-def test_few_files_are_open_at_a_time_and_what_was_read_outlives_them(tmp_path: Path, part: Part):
+def test_few_files_are_open_at_a_time_and_what_was_read_outlives_them(tmp_path: Path, split: Split):
     """A closed shard's mapping is gone: an array that still lay in it would end the process."""
     opened = OpenShards(limit=1)
-    sets = [JoinedShards(tmp_path, part.shards, "uint16", opened) for _ in range(2)]
+    sets = [JoinedShards(tmp_path, split.shards, "uint16", opened) for _ in range(2)]
     assert len(opened) == 0  # nothing is opened in advance
-    whole = [ids.tolist() for ids in JoinedShards(tmp_path, part.shards, "uint16")]
+    whole = [ids.tolist() for ids in JoinedShards(tmp_path, split.shards, "uint16")]
     order = numpy.random.default_rng(0).permutation(100)
     read = [sets[turn % 2][int(index)] for turn, index in enumerate(order)]
     assert len(opened) == 1
     assert [ids.tolist() for ids in read] == [whole[index] for index in order]
 
 
-def test_the_shard_used_last_stays_open(tmp_path: Path, part: Part):
+def test_the_shard_used_last_stays_open(tmp_path: Path, split: Split):
     opened = OpenShards(limit=2)
     first, second, third = (
-        lambda shard=shard: opened.reader(tmp_path / shard.prefix, shard, "uint16") for shard in part.shards[:3]
+        lambda shard=shard: opened.reader(tmp_path / shard.prefix, shard, "uint16") for shard in split.shards[:3]
     )
     kept = first()
     second()
@@ -165,8 +165,8 @@ def test_a_rank_that_finds_the_index_complete_reads_no_shard_before_its_rows(tmp
     assert torch.equal(rows.train[0]["tokens"], expected)
 
 
-def test_it_can_be_sent_to_another_process(tmp_path: Path, part: Part):
-    joined = JoinedShards(tmp_path, part.shards, "uint16")
+def test_it_can_be_sent_to_another_process(tmp_path: Path, split: Split):
+    joined = JoinedShards(tmp_path, split.shards, "uint16")
     first = joined[0].tolist()
     assert pickle.loads(pickle.dumps(joined))[0].tolist() == first
 
@@ -186,11 +186,11 @@ def test_it_can_be_sent_to_another_process(tmp_path: Path, part: Part):
         (lambda content: content[:34] + b"\x01" + content[35:], r"tokens, the shard has"),
     ],
 )
-def test_a_torn_or_foreign_index_is_refused(tmp_path: Path, part: Part, damage, says: str):
-    shard = part.shards[1]
+def test_a_torn_or_foreign_index_is_refused(tmp_path: Path, split: Split, damage, says: str):
+    shard = split.shards[1]
     path = tmp_path / f"{shard.prefix}.idx"
     path.write_bytes(damage(path.read_bytes()))
-    joined = JoinedShards(tmp_path, part.shards, "uint16")
+    joined = JoinedShards(tmp_path, split.shards, "uint16")
     with pytest.raises(DataError, match=f"{shard.prefix}.idx: .*{says}.*; prepare the data again") as raised:
         joined.sequence_lengths  # noqa: B018
     assert "\n" not in str(raised.value)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from data_prep.artifact import Part, ShardSet
+from data_prep.artifact import ShardSet, Split
 from data_prep.config import DataConfig
 from data_prep.errors import DataError
 from data_prep.megatron import IndexedDataset
@@ -24,9 +24,9 @@ def prepare(out: Path, tokenizer: Path, *paths: Path, vocab: int = 2048, **optio
     return run(config, tokenizer=tokenizer, model_vocab_size=vocab, out_dir=out)
 
 
-def read(folder: Path, part: Part) -> list[list[int]]:
-    """The documents of a part, by Megatron-core's own reader."""
-    return [ids.tolist() for shard in part.shards for ids in IndexedDataset(str(folder / shard.prefix))]
+def read(folder: Path, split: Split) -> list[list[int]]:
+    """The documents of a split, by Megatron-core's own reader."""
+    return [ids.tolist() for shard in split.shards for ids in IndexedDataset(str(folder / shard.prefix))]
 
 
 @pytest.fixture
@@ -82,10 +82,10 @@ def test_all_formats_give_the_same_tokens(tmp_path, stories, tiny_tokenizer, wri
 def test_the_rows_are_made_of_the_documents(tmp_path, corpus, stories, tiny_tokenizer):
     """Over several shards: whatever stands between two EOS in a row is a document, whole."""
     shards = prepare(tmp_path / "out", tiny_tokenizer, corpus, piece_bytes=30_000, row_length=512)
-    part = shards.sources[0].train
-    assert len(part.shards) > 5
-    documents = {tuple(ids) for ids in read(tmp_path / "out", part)}
-    count = (part.tokens - 1) // 512
+    split = shards.sources[0].train
+    assert len(split.shards) > 5
+    documents = {tuple(ids) for ids in read(tmp_path / "out", split)}
+    count = (split.tokens - 1) // 512
     rows = build_rows(shards, tmp_path / "out", train_rows=count, validation_rows=1, cache_dir=tmp_path / "cache")
     found = set()
     for number in range(count):
@@ -120,11 +120,11 @@ def test_no_document_is_in_both_parts_even_over_sources(tmp_path, stories, tiny_
     one = write_jsonl(tmp_path / "one.jsonl", stories[:300])
     two = write_jsonl(tmp_path / "two.jsonl", stories[100:][::-1])
     shards = prepare(tmp_path / "out", tiny_tokenizer, one, two)
-    parts = {"train": set(), "validation": set()}
+    splits = {"train": set(), "validation": set()}
     for source in shards.sources:
-        for name, found in parts.items():
+        for name, found in splits.items():
             found |= set(map(tuple, read(tmp_path / "out", getattr(source, name))))
-    assert parts["train"] and parts["validation"] and not parts["train"] & parts["validation"]
+    assert splits["train"] and splits["validation"] and not splits["train"] & splits["validation"]
 
 
 def test_held_out_share_is_the_fraction_and_grows_with_it():

@@ -9,7 +9,7 @@ import numpy
 import pytest
 import torch
 
-from data_prep.artifact import Part, ShardSet
+from data_prep.artifact import ShardSet, Split
 from data_prep.errors import DataError
 from data_prep.joined_shards import JoinedShards
 from data_prep.rows import Rows, borders, build_rows
@@ -32,7 +32,7 @@ shards = ShardSet.load(folder)
 for turn in range(2):
     rows = build_rows(shards, folder, train_rows=500, validation_rows=None, cache_dir=folder / "cache")
     assert distributed.is_initialized()
-found = [torch.stack([row["tokens"] for row in part]) for part in (rows.train, rows.validation)]
+found = [torch.stack([row["tokens"] for row in split]) for split in (rows.train, rows.validation)]
 torch.save(found, folder / f"rank{rank}.pt")
 distributed.barrier()
 """
@@ -59,8 +59,8 @@ def make_shards(write_shards) -> Callable[..., ShardSet]:
     return make
 
 
-def documents_of(part: Part, folder: Path) -> list[list[int]]:
-    return [ids.tolist() for ids in JoinedShards(folder, part.shards, "uint16")]
+def documents_of(split: Split, folder: Path) -> list[list[int]]:
+    return [ids.tolist() for ids in JoinedShards(folder, split.shards, "uint16")]
 
 
 def build(shards: ShardSet, folder: Path, train_rows: int, validation_rows: int | None = None, **options) -> Rows:
@@ -84,8 +84,8 @@ def reference_rows(documents: list[list[int]], length: int, seed: int) -> list[t
 @pytest.mark.parametrize("length", [LENGTH, 7, 500])
 def test_one_epoch_is_the_documents_joined_and_cut(tmp_path: Path, make_shards, length: int):
     shards = make_shards(tmp_path, (1.0,))
-    part = shards.sources[0].train
-    expected = reference_rows(documents_of(part, tmp_path), length, SEED)
+    split = shards.sources[0].train
+    expected = reference_rows(documents_of(split, tmp_path), length, SEED)
     rows = build(shards, tmp_path, len(expected), row_length=length)
     found = []
     for row in rows.train:
@@ -209,10 +209,10 @@ def test_an_index_left_half_written_is_not_used(tmp_path: Path, make_shards, ear
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [complete.name]
 
 
-def test_a_source_without_held_out_rows_is_left_out(tmp_path: Path, make_shards, write_part):
+def test_a_source_without_held_out_rows_is_left_out(tmp_path: Path, make_shards, write_split):
     shards = make_shards(tmp_path, (1.0, 1.0))
-    nothing = Part()
-    short = write_part(tmp_path / "short", [[5, 0]])
+    nothing = Split()
+    short = write_split(tmp_path / "short", [[5, 0]])
     for held in (nothing, short):
         source = shards.sources[1].model_copy(update={"validation": held})
         rows = build(shards.model_copy(update={"sources": (shards.sources[0], source)}), tmp_path, 10)

@@ -75,7 +75,7 @@ def test_a_tokenizer_that_the_library_cannot_read(load, name: str, place: str):
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_library_that_is_not_installed(load, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(Unavailable, match=r"not installed .*drope\[fast\]"):
+    with pytest.raises(Unavailable, match=r"not installed \(.*\); \S*pip install .*\[fast\]'"):
         load_fast(name, load(TINY))
 
 

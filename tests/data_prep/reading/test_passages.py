@@ -3,8 +3,8 @@ from itertools import pairwise
 
 import pytest
 
+from data_prep.reading.passages import LINE, PARAGRAPH, Passages, Separator
 from data_prep.reading.streams import Damage
-from data_prep.reading.units import LINE, PARAGRAPH, Separator, Units
 
 ENDS = {LINE: (b"\n",), PARAGRAPH: (b"\n\n", b"\n\r\n")}
 
@@ -46,13 +46,13 @@ def read(
     damaged: Damage | None = None,
     limit: int = 10**6,
 ):
-    """The units of all ranges, and the places of damage that they note; the last range is open."""
-    units, places = [], []
+    """The passages of all ranges, and the places of damage that they note; the last range is open."""
+    passages, places = [], []
     for start, stop in pairwise([*borders, None]):
-        found = Units(Blocks(content, block, damaged), separator, start, stop, limit)
-        units += list(found)
+        found = Passages(Blocks(content, block, damaged), separator, start, stop, limit)
+        passages += list(found)
         places += [] if found.damaged_at is None else [found.damaged_at]
-    return units, places
+    return passages, places
 
 
 @pytest.mark.parametrize("separator", [LINE, PARAGRAPH], ids=["line", "paragraph"])
@@ -63,16 +63,18 @@ def test_ranges_hold_every_unit_once_and_note_damage_once(separator: Separator, 
     for _ in range(400):
         content = b"".join(draw.choice(parts) for _ in range(draw.randint(0, 20)))
         whole, _ = read(content, separator, [0], 1000)
-        ended = [unit for unit in whole if content[unit.position + unit.length :].startswith(ENDS[separator])]
+        ended = [
+            passage for passage in whole if content[passage.position + passage.length :].startswith(ENDS[separator])
+        ]
         borders = sorted({0, *(draw.randint(0, len(content) + 2) for _ in range(draw.randint(0, 8)))})
         assert read(content, separator, borders, block) == (whole, []), (content, borders)
-        assert all(content[unit.position :].startswith(unit.content) for unit in whole)
-        units, places = read(content, separator, borders, block, damaged=FOR_GOOD)
-        assert units == ended and len(places) == 1, (content, borders)
-        assert all(unit.position < places[0] for unit in units)
-        units, places = read(content, separator, borders, block, damaged=FOR_NOW)
+        assert all(content[passage.position :].startswith(passage.content) for passage in whole)
+        passages, places = read(content, separator, borders, block, damaged=FOR_GOOD)
+        assert passages == ended and len(places) == 1, (content, borders)
+        assert all(passage.position < places[0] for passage in passages)
+        passages, places = read(content, separator, borders, block, damaged=FOR_NOW)
         behind = [border for border in borders if border >= len(content)]
-        assert units == ended and len(places) >= 1 + len(behind[1:]), (content, borders)
+        assert passages == ended and len(places) >= 1 + len(behind[1:]), (content, borders)
 
 
 @pytest.mark.parametrize("separator", [LINE, PARAGRAPH], ids=["line", "paragraph"])
@@ -80,5 +82,10 @@ def test_ranges_hold_every_unit_once_and_note_damage_once(separator: Separator, 
 def test_a_unit_over_the_limit_has_its_length_but_no_content(separator: Separator, block: int):
     end = b"\n\n" if separator is PARAGRAPH else b"\n"
     parts = [b"a" * 5, b"b" * 6, b"c" * 50, b"d"]
-    units, _ = read(end.join(parts), separator, [0, 9, 30], block, limit=5)
-    assert [(unit.content, unit.length) for unit in units] == [(parts[0], 5), (None, 6), (None, 50), (parts[3], 1)]
+    passages, _ = read(end.join(parts), separator, [0, 9, 30], block, limit=5)
+    assert [(passage.content, passage.length) for passage in passages] == [
+        (parts[0], 5),
+        (None, 6),
+        (None, 50),
+        (parts[3], 1),
+    ]

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 from data_prep.reading.streams import Stream
 
-LARGEST_READ = 8 * 2**20  # bytes, read at once for a long unit
+LARGEST_READ = 8 * 2**20  # bytes, read at once for a long passage
 
 
 class Separator(NamedTuple):
-    """Where one unit ends and the next begins. The patterns match no more bytes than they need."""
+    """Where one passage ends and the next begins. The patterns match no more bytes than they need."""
 
-    end: re.Pattern[bytes]  # what follows the last byte of a unit
-    gap: re.Pattern[bytes] | None  # what may lie before the first byte of a unit
+    end: re.Pattern[bytes]  # what follows the last byte of a passage
+    gap: re.Pattern[bytes] | None  # what may lie before the first byte of a passage
     lookback: int  # bytes of the longest end
 
 
@@ -22,7 +22,7 @@ LINE = Separator(end=re.compile(rb"\n"), gap=None, lookback=1)
 PARAGRAPH = Separator(end=re.compile(rb"\n\r?\n"), gap=re.compile(rb"(?:\r?\n)*+"), lookback=3)
 
 
-class Unit(NamedTuple):
+class Passage(NamedTuple):
     """A line or paragraph without its line end."""
 
     position: int  # bytes from the start of the stream to its first byte
@@ -30,13 +30,13 @@ class Unit(NamedTuple):
     length: int  # bytes
 
 
-class Units:
-    """The units of [start, stop), `stop` None meaning the end: those whose first byte lies in it.
+class Passages:
+    """The passages of [start, stop), `stop` None meaning the end: those whose first byte lies in it.
 
-    Units of consecutive ranges that cover a stream are those of the stream, each once, whatever the ranges are. At most
-    `limit` bytes of a unit (and a few blocks) are held; a longer one is passed over. Where the stream is damaged, the
-    last unit is dropped and `damaged_at` is its position, in one range only: that in which the unit begins. Of damage
-    that is not for good, every range tells that meets it, since each loses units of its own.
+    Passages of consecutive ranges that cover a stream are those of the stream, each once, whatever the ranges are. At
+    most `limit` bytes of a passage (and a few blocks) are held; a longer one is passed over. Where the stream is
+    damaged, the last passage is dropped and `damaged_at` is its position, in one range only: that in which the passage
+    begins. Of damage that is not for good, every range tells that meets it, since each loses passages of its own.
     """
 
     def __init__(self, stream: Stream, separator: Separator, start: int, stop: int | None, limit: int) -> None:
@@ -50,9 +50,9 @@ class Units:
         self._ended = False
         stream.skip(self._base)
 
-    def __iter__(self) -> Iterator[Unit]:
+    def __iter__(self) -> Iterator[Passage]:
         if self._base > 0 and not self._next(keep=False)[2]:
-            self._note_damage(-1)  # where that unit begins: in an earlier range
+            self._note_damage(-1)  # where that passage begins: in an earlier range
             return
         while True:
             self._skip_gap()
@@ -68,7 +68,7 @@ class Units:
                 self._note_damage(position)
                 return
             if own:
-                yield Unit(position, content, length)
+                yield Passage(position, content, length)
 
     def _note_damage(self, position: int) -> None:
         damage = self._stream.damage
@@ -76,18 +76,18 @@ class Units:
             self.damaged_at = max(position, self._start)
 
     def _next(self, *, keep: bool) -> tuple[bytes | None, int, bool]:
-        """The unit at the buffer's place: its content, its length, and whether an end was found."""
+        """The passage at the buffer's place: its content, its length, and whether an end was found."""
         dropped = 0
         searched = 0  # bytes from the buffer's place on in which no end begins
         while True:
-            found = self._find_end(self._at + searched)
-            if found or self._ended:
-                end, following = found or (len(self._buffer), len(self._buffer))
+            end_span = self._find_end(self._at + searched)
+            if end_span or self._ended:
+                end, following = end_span or (len(self._buffer), len(self._buffer))
                 length = dropped + end - self._at
                 whole = keep and not dropped and length <= self._limit
                 content = self._buffer[self._at : end] if whole else None
                 self._at = following
-                return content, length, bool(found)
+                return content, length, end_span is not None
             # The last bytes may be the beginning of an end.
             searched = max(0, len(self._buffer) - self._at - self._separator.lookback + 1)
             if not keep or searched > self._limit:
@@ -107,17 +107,18 @@ class Units:
         if self._separator.gap is None:
             return
         while True:
-            self._at = self._separator.gap.match(self._buffer, self._at).end()
+            if gap := self._separator.gap.match(self._buffer, self._at):
+                self._at = gap.end()
             # One byte that is left may be the carriage return of another empty line.
             if len(self._buffer) - self._at > 1 or not self._fill():
                 return
 
     def _fill(self) -> bool:
-        """Read on, at least as much as is kept, so that a long unit is not copied over and over."""
+        """Read on, at least as much as is kept, so that a long passage is not copied over and over."""
         blocks = [self._buffer[self._at :]]
-        wanted = min(max(1, len(blocks[0])), LARGEST_READ)
+        least = min(max(1, len(blocks[0])), LARGEST_READ)
         read = 0
-        while read < wanted and not self._ended:
+        while read < least and not self._ended:
             block = self._stream.read()
             blocks.append(block)
             read += len(block)
