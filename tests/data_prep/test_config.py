@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -19,18 +20,28 @@ def test_every_field_is_described():
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "place", "message"),
     [
-        {"row_length": 1},
-        {"sources": []},
-        {"sources": [{"path": "a", "weight": 0}]},
-        {"sources": [{"path": "a", "wieght": 1}]},
-        {"validation_fraction": 1.0},
-        {"max_tokens": 0},
+        ({"row_length": 1}, "row_length", "greater than or equal to 2"),
+        ({"sources": []}, "sources", "at least 1 item"),
+        ({"sources": [{"path": "a", "weight": 0}]}, "sources.0.weight", "greater than 0"),
+        ({"sources": [{"path": "a", "wieght": 1}]}, "sources.0.wieght", "Extra inputs"),
+        ({"sources": [{}]}, "sources.0", "give either path .* or hub"),
+        ({"sources": [{"path": "a", "hub": "b/c"}]}, "sources.0", "give either path .* or hub"),
+        (
+            {"sources": [{"path": "a", "revision": "main"}]},
+            "sources.0",
+            "revision belong to a hub data set",
+        ),
+        ({"validation_fraction": 1.0}, "validation_fraction", "less than 1"),
+        ({"tokens": 0}, "tokens", "greater than 0"),
+        ({"max_tokens": 1}, "max_tokens", "Extra inputs"),
     ],
 )
-def test_bad_values_are_refused(change: dict):
+def test_bad_values_are_refused(change: dict, place: str, message: str):
     good = {"sources": [{"path": "a"}], "row_length": 8}
     assert DataConfig.model_validate(good).sources[0].format == "auto"
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError) as caught:
         DataConfig.model_validate(good | change)
+    first = caught.value.errors()[0]
+    assert ".".join(map(str, first["loc"])) == place and re.search(message, first["msg"])

@@ -348,10 +348,13 @@ def test_a_worker_that_is_killed_is_a_failure_and_costs_only_its_piece(tmp_path,
     workers = children(process.pid)
     os.kill(workers[-1], signal.SIGKILL)
     assert process.wait() == 1
-    done = len(list(records.glob("*-*.json")))
-    assert done > 2
+    done = [path.stem for path in records.glob("*-??????.json")]
+    assert len(done) > 2
+    shards = tmp_path / "out" / "shards"
+    before = {path: path.stat().st_mtime_ns for name in done for path in shards.glob(f"{name}-*")}
     assert start(tmp_path, config, settings["tokenizer"]).wait() == 0
-    assert ShardSet.load(tmp_path / "out").sources
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(ShardSet.load(tmp_path / "out").all_shards()) * 2 > len(before) >= 2 * len(done)
 
 
 FAULTY = """

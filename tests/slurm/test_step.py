@@ -36,7 +36,7 @@ def test_ports_follow_from_the_job_and_differ() -> None:
 
 
 def test_outside_of_a_job() -> None:
-    with pytest.raises(SlurmError, match="not in a job step of SLURM"):
+    with pytest.raises(SlurmError, match="not in a job step of SLURM: 'SLURM_JOB_ID'; this command is what srun runs"):
         Step.from_environment({})
 
 

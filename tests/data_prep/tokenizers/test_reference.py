@@ -168,12 +168,12 @@ def _broken_folders(data: Path, tmp_path: Path) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("nowhere", "no such file"),
+        ("nowhere", "no such file or folder"),
         ("empty", "has no tokenizer.json"),
-        ("json", "cannot be read"),
+        ("json", r"tokenizer\.json: cannot be read \("),
         ("model", "not a SentencePiece model"),
         ("merges", "transformers cannot build it"),
-        ("eos", "<nowhere>"),
+        ("eos", "eos_token '<nowhere>' is not in the vocabulary"),
         ("no_eos", "no end-of-sequence token"),
         ("settings", "not JSON"),
     ],
