@@ -52,7 +52,7 @@ def load_variant(
     except UnpicklingError:  # its text would advise to run what the file holds
         raise EvaluationError(f"{folder}: the weights hold more than tensors, maybe code; nothing is loaded") from None
     except (RuntimeError, OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise EvaluationError(f"{folder}: the weights do not load: {reason}") from None
     model, report = loaded
     for kind in ("missing_keys", "unexpected_keys"):
