@@ -2,7 +2,7 @@
 
 Trains as the stage does, on two data-parallel ranks, with every part timed inside the training, and prints
 milliseconds per step and their share of the step as a table for docs/performance.md. The largest of the ranks counts.
-Not in it: threads that run beside the training (the pulse, TensorBoard's writer); their work is in the step's time.
+Not in it: threads beside the training (the watchdog's, TensorBoard's writer); their work is in the step's time.
 """
 
 import argparse

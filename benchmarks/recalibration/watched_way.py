@@ -1,7 +1,7 @@
 """A training process of this project that times what guard, metrics and watching cost it in every step.
 
-`python -m benchmarks.recalibration.watched_way JOB`; rank R leaves costs-R.json: seconds in all steps, by part. Where a
-part speaks with the other ranks, all meet before its clock starts: waiting for the slowest is not its cost.
+`python -m benchmarks.recalibration.watched_way SPEC`; rank R leaves costs-R.json: seconds in all steps, by part. Where
+a part speaks with the other ranks, all meet before its clock starts: waiting for the slowest is not its cost.
 """
 
 import functools
@@ -15,21 +15,25 @@ from collections.abc import Callable
 import torch
 
 from pipeline.recalibration import loop
+from pipeline.recalibration.attempt import TrainingSpec
 from pipeline.recalibration.guard.spikes import Guard
 from pipeline.recalibration.guard.veto import Veto
-from pipeline.recalibration.job import Job
-from pipeline.recalibration.layer_numbers import LayerWatch
-from pipeline.recalibration.metrics import Metrics
-from pipeline.recalibration.numbers import StepNumbers
-from pipeline.recalibration.pulse import Pulse
+from pipeline.recalibration.metrics.layers import LayerMetrics
+from pipeline.recalibration.metrics.machines import MachineMetrics
+from pipeline.recalibration.metrics.recorder import MetricsRecorder
+from pipeline.recalibration.watchdog import Watchdog
 from pipeline.recalibration.worker import main
 
 PARTS: dict[str, list[tuple[object, str, bool]]] = {
     "guard": [(Guard, "judge", False), (Guard, "observe", False), (Veto, "refuses", True)],
     "exchange": [(loop, "exchange", True)],
-    "metrics": [(Metrics, "write", False), (StepNumbers, "measured", False), (StepNumbers, "name_the_slowest", False)],
-    "pulse": [(Pulse, "mark", False)],
-    "layers": [(LayerWatch, "_look", False), (LayerWatch, "numbers", True)],
+    "metrics": [
+        (MetricsRecorder, "write", False),
+        (MachineMetrics, "measured", False),
+        (MachineMetrics, "name_the_slowest", False),
+    ],
+    "watchdog": [(Watchdog, "mark", False)],
+    "layers": [(LayerMetrics, "_look", False), (LayerMetrics, "numbers", True)],
 }
 """What is called, where it is, and whether all ranks call it together."""
 
@@ -70,5 +74,5 @@ def watch() -> Costs:
 if __name__ == "__main__":
     costs = watch()
     main()
-    out_dir = Job.model_validate_json(sys.argv[1]).out_dir
+    out_dir = TrainingSpec.model_validate_json(sys.argv[1]).out_dir
     (out_dir / f"costs-{os.environ['RANK']}.json").write_text(json.dumps(costs.seconds))

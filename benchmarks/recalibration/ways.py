@@ -14,7 +14,7 @@ from benchmarks.recalibration.inputs import Inputs
 from benchmarks.recalibration.job import BETAS, EPS, GRADIENT_CLIP, LR, Job, read_peaks
 from pipeline.errors import StageFailed
 from pipeline.launch.processes import torchrun
-from pipeline.recalibration import job as recalibration
+from pipeline.recalibration.attempt import TrainingSpec
 from pipeline.recalibration.metrics import read_metrics
 from pipeline.recipe.recalibration import ResolvedTraining
 
@@ -39,7 +39,7 @@ def ours(case: Case, inputs: Inputs, out_dir: Path, *, module: str = "our_way", 
         validation_rows=1,
         **settings,
     )
-    job = recalibration.Job(
+    spec = TrainingSpec(
         config=config,
         position_embedding="none",
         tensor_parallel=1,
@@ -47,7 +47,7 @@ def ours(case: Case, inputs: Inputs, out_dir: Path, *, module: str = "our_way", 
         shards=inputs.shards,
         out_dir=out_dir,
     )
-    _launch(module, job.model_dump_json(), case, out_dir)
+    _launch(module, spec.model_dump_json(), case, out_dir)
 
 
 def trainer(case: Case, inputs: Inputs, out_dir: Path) -> None:

@@ -1,6 +1,6 @@
 """DeepSpeed around the Megatron-core model."""
 
-from typing import Any
+from typing import Any, Literal
 
 import deepspeed
 import torch
@@ -20,7 +20,7 @@ def build_engine(
     config: RecalibrationConfig,
     layout: Layout,
     slices: dict[str, torch.Tensor],
-    position_embedding: str,
+    position_embedding: Literal["none", "rope"],
     choice: LayerChoice = PLAIN,
 ) -> deepspeed.DeepSpeedEngine:
     """This rank's part of the model under DeepSpeed, weights loaded, optimizer state empty."""

@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass
 import torch
 from megatron.core import parallel_state
 
-from pipeline.recalibration.checkpoints.saving import FAILED, WRITTEN
+from pipeline.recalibration.checkpoints.writer import FAILED, WRITTEN
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Report:
     due: float
     """1 if this rank's clock says that it is time for a checkpoint."""
     save_status: float
-    """How far its part of the checkpoint being written is (see `checkpoints.saving`)."""
+    """How far its part of the checkpoint being written is (see `checkpoints.writer`)."""
     own_seconds: float
     """Time that it needed for work that waits for no other host (see `stragglers.OwnTime`)."""
     data_wait_seconds: float
@@ -58,9 +58,9 @@ class Reports:
         return bool(self.ranks[0].due)
 
 
-def exchange(mine: Report, device: torch.device) -> Reports:
+def exchange(own: Report, device: torch.device) -> Reports:
     """Every rank's report, in the order of ranks; all ranks must call it."""
-    values = torch.tensor([astuple(mine)], dtype=torch.float64, device=device)
+    values = torch.tensor([astuple(own)], dtype=torch.float64, device=device)
     gathered = values.new_empty(torch.distributed.get_world_size(), values.shape[1])
     torch.distributed.all_gather_into_tensor(gathered, values)
     reports = tuple(Report(*row) for row in gathered.tolist())

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from foundation.files import write_text
 from pipeline.recalibration.checkpoints.state import STATE_FILE, PortableState, read_state
-from pipeline.recalibration.measured import VALIDATION_FILE
-from pipeline.recalibration.metrics import METRICS_FILE, keep_steps
+from pipeline.recalibration.metrics.files import METRICS_FILE, VALIDATION_FILE, keep_steps
 
 CONTINUED_FILE = "continued_from.json"
 """In a training's folder: state.json of the checkpoint of another training that this one went on from."""
@@ -38,6 +37,6 @@ def continued_from(out_dir: Path) -> dict[str, dict[str, object]]:
     """The fact, for the manifest of a training, that it went on from another's checkpoint; empty if it did not."""
     if not (out_dir / CONTINUED_FILE).is_file():
         return {}
-    said = json.loads((out_dir / CONTINUED_FILE).read_text(encoding="utf-8"))
-    digests = {name: file["sha256"] for name, file in said.get("files", {}).items()} or said.get("digests", {})
-    return {"continued_from": {"step": said["step"], "source": said["source"], "digests": digests}}
+    state = json.loads((out_dir / CONTINUED_FILE).read_text(encoding="utf-8"))
+    digests = {name: file["sha256"] for name, file in state.get("files", {}).items()} or state.get("digests", {})
+    return {"continued_from": {"step": state["step"], "source": state["source"], "digests": digests}}

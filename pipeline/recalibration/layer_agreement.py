@@ -5,7 +5,7 @@ import torch
 from model_surgery.megatron.te import availability
 from model_surgery.shape import ModelShape
 from pipeline.errors import RecipeError
-from pipeline.recalibration.job import Job
+from pipeline.recalibration.attempt import TrainingSpec
 from pipeline.recalibration.layer_choice import ASSUMED, Device, LayerChoice, choose
 
 
@@ -13,13 +13,13 @@ def this_device() -> Device:
     """What decides, of the GPU that this process uses, or of a machine without one."""
     if not torch.cuda.is_available():
         return Device("a CPU", None, None, "there is no GPU")
-    found = availability.find()
+    engine = availability.find()
     return Device(
         name=torch.cuda.get_device_name(),
         capability=torch.cuda.get_device_capability(),
-        transformer_engine=found.version,
-        problem=found.problem,
-        cudnn=availability.cudnn_version() if found.version else None,
+        transformer_engine=engine.version,
+        problem=engine.problem,
+        cudnn=availability.cudnn_version() if engine.version else None,
     )
 
 
@@ -28,30 +28,32 @@ def device_to_plan_for() -> Device:
     return this_device() if torch.cuda.is_available() else ASSUMED
 
 
-def agree(job: Job, shape: ModelShape, row_length: int) -> LayerChoice:
+def agree(spec: TrainingSpec, shape: ModelShape, row_length: int) -> LayerChoice:
     """What all ranks compute with. All ranks must call it.
 
     Raises: RecipeError on all of them if one cannot do what the recipe asks for.
     """
-    mine = _tried(job, shape, row_length)
-    ranks: list[LayerChoice | str] = [mine] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(ranks, mine)
-    if refusal := next((found for found in ranks if isinstance(found, str)), None):
-        raise RecipeError(refusal)
-    if len({found.layers for found in ranks}) > 1:
-        torchs = next(found for found in ranks if found.layers == "torch")
+    own = _tried(spec, shape, row_length)
+    ranks: list[LayerChoice | str] = [own] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(ranks, own)
+    for refusal in ranks:
+        if isinstance(refusal, str):
+            raise RecipeError(refusal)
+    choices = [choice for choice in ranks if isinstance(choice, LayerChoice)]
+    if len({choice.layers for choice in choices}) > 1:
+        torchs = next(choice for choice in choices if choice.layers == "torch")
         raise RecipeError(
             f"recalibration.layers = auto: not all ranks have Transformer Engine ({torchs.layers_reason}); install it "
             "on all nodes, or use layers: torch"
         )
     # One that cannot compute attention in FP8 keeps all others from it.
-    return next((found for found in ranks if not found.fp8_attention), mine)
+    return next((choice for choice in choices if not choice.fp8_attention), choices[torch.distributed.get_rank()])
 
 
-def _tried(job: Job, shape: ModelShape, row_length: int) -> LayerChoice | str:
+def _tried(spec: TrainingSpec, shape: ModelShape, row_length: int) -> LayerChoice | str:
     """This rank's choice, or why there is none."""
     try:
-        choice = choose(job.config, shape, row_length, this_device())
+        choice = choose(spec.config, shape, row_length, this_device())
     except RecipeError as error:
         return str(error)
     if choice.layers == "compiled":
@@ -59,12 +61,12 @@ def _tried(job: Job, shape: ModelShape, row_length: int) -> LayerChoice | str:
 
         reason = of_compiler()
         return f"recalibration.layers = compiled: torch.compile: {reason}; use auto or torch" if reason else choice
-    if not choice.fp8_attention:
+    settings = choice.fp8(spec.config)
+    if settings is None or not choice.fp8_attention:
         return choice
     from model_surgery.megatron.te.trial import reason_against
 
-    local, ranks = shape.padded(job.tensor_parallel), job.tensor_parallel
-    settings = choice.fp8(job.config)
+    local, ranks = shape.padded(spec.tensor_parallel), spec.tensor_parallel
     reason = reason_against(
         heads=local.heads // ranks,
         kv_heads=local.kv_heads // ranks,
@@ -73,6 +75,6 @@ def _tried(job: Job, shape: ModelShape, row_length: int) -> LayerChoice | str:
     )
     if reason is None:
         return choice
-    if job.config.fp8 and job.config.fp8.attention == "on":
+    if spec.config.fp8 and spec.config.fp8.attention == "on":
         return f"recalibration.fp8.attention = on: it does not run on {this_device().name}: {reason}; use auto or off"
     return choice.without_fp8_attention(f"it does not run on {this_device().name}: {reason}")

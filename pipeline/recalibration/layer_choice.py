@@ -62,10 +62,17 @@ class LayerChoice:
         """The settings of the model; None where nothing is in FP8."""
         if not (self.fp8_attention or self.fp8_linear):
             return None
-        wanted = config.fp8 or FP8Config()
-        same = ("pad_head_dim", "margin", "amax_history", "amax_from", "first_layers_bf16", "last_layers_bf16")
-        kept = {name: getattr(wanted, name) for name in same}
-        return FP8(attention=self.fp8_attention, linear=self.fp8_linear, **kept)
+        settings = config.fp8 or FP8Config()
+        return FP8(
+            attention=self.fp8_attention,
+            linear=self.fp8_linear,
+            pad_head_dim=settings.pad_head_dim,
+            margin=settings.margin,
+            amax_history=settings.amax_history,
+            amax_from=settings.amax_from,
+            first_layers_bf16=settings.first_layers_bf16,
+            last_layers_bf16=settings.last_layers_bf16,
+        )
 
 
 CHOICE_FIELDS = tuple(field.name for field in fields(LayerChoice))
@@ -81,38 +88,36 @@ def choose(config: RecalibrationConfig, shape: ModelShape, row_length: int, devi
     layers, reason = _layers(config, device)
     if config.precision != "fp8":
         return LayerChoice(layers, reason)
-    wanted = config.fp8 or FP8Config()
-    _check_fp8(config, wanted, shape, row_length)
-    if wanted.linear == "on" and (against := _against_any(device)):
+    fp8 = config.fp8 or FP8Config()
+    _check_fp8(config, fp8, shape, row_length)
+    if fp8.linear == "on" and (against := _against_any(device)):
         raise RecipeError(f"recalibration.fp8.linear = on: {against}; use off")
-    if wanted.attention == "off":
-        return LayerChoice(layers, reason, False, "recalibration.fp8.attention = off", wanted.linear == "on")
-    against = against_attention(config, wanted, shape, row_length, device)
-    if against and wanted.attention == "on":
+    if fp8.attention == "off":
+        return LayerChoice(layers, reason, False, "recalibration.fp8.attention = off", fp8.linear == "on")
+    against = against_attention(config, fp8, shape, row_length, device)
+    if against and fp8.attention == "on":
         raise RecipeError(f"recalibration.fp8.attention = on: {against}")
     if against:
-        return LayerChoice(layers, reason, False, against, wanted.linear == "on")
-    return LayerChoice(
-        layers, reason, True, f"heads of {_width(wanted, shape)} on {device.name}", wanted.linear == "on"
-    )
+        return LayerChoice(layers, reason, False, against, fp8.linear == "on")
+    return LayerChoice(layers, reason, True, f"heads of {_width(fp8, shape)} on {device.name}", fp8.linear == "on")
 
 
 def against_attention(
-    config: RecalibrationConfig, wanted: FP8Config, shape: ModelShape, row_length: int, device: Device
+    config: RecalibrationConfig, fp8: FP8Config, shape: ModelShape, row_length: int, device: Device
 ) -> str:
     """Why attention cannot be trained in FP8 on this device, with the way out; empty if it can."""
     if config.mask_documents:
         return "there is no kernel in FP8 for attention within documents (mask_documents); use bf16 for it"
-    if reason := _against_any(device):
+    if (reason := _against_any(device)) or device.capability is None:
         return reason
-    capability, cudnn, width = device.capability, device.cudnn or (0, 0, 0), _width(wanted, shape)
-    said = f"cuDNN {'.'.join(map(str, cudnn))}"
+    capability, cudnn, width = device.capability, device.cudnn or (0, 0, 0), _width(fp8, shape)
+    name = f"cuDNN {'.'.join(map(str, cudnn))}"
     if capability >= (12, 0):
         return f"{device.name} has no kernel for it"
     if cudnn < (9, 2, 1) or cudnn == (9, 10, 0):
-        return f"{said} has no kernel that is right; use 9.7 or later, but not 9.10.0"
+        return f"{name} has no kernel that is right; use 9.7 or later, but not 9.10.0"
     if config.deterministic and cudnn < (9, 19, 0):
-        return f"{said} has no deterministic kernel for it; use 9.19 or later, or recalibration.deterministic = false"
+        return f"{name} has no deterministic kernel for it; use 9.19 or later, or recalibration.deterministic = false"
     if capability < _BLACKWELL and width != FILLED_HEAD_DIM:
         fill = "recalibration.fp8.pad_head_dim = true fills them up at the cost of more arithmetic"
         more = f"; {fill}" if width < FILLED_HEAD_DIM else "; use bf16 for it"
@@ -120,7 +125,7 @@ def against_attention(
     if width > FILLED_HEAD_DIM or width % 16:
         return f"heads of {width}: there are kernels for multiples of 16 up to {FILLED_HEAD_DIM}; use bf16 for it"
     if cudnn < (9, 7, 0) and row_length % 128:
-        return f"{said} takes rows of a multiple of 128 tokens, data.row_length is {row_length}; use cuDNN 9.7 or later"
+        return f"{name} takes rows of a multiple of 128 tokens, data.row_length is {row_length}; use cuDNN 9.7 or later"
     return ""
 
 
@@ -137,21 +142,21 @@ def _layers(config: RecalibrationConfig, device: Device) -> tuple[Layers, str]:
     return "transformer_engine", f"version {device.transformer_engine} on {device.name}"
 
 
-def _check_fp8(config: RecalibrationConfig, wanted: FP8Config, shape: ModelShape, row_length: int) -> None:
+def _check_fp8(config: RecalibrationConfig, fp8: FP8Config, shape: ModelShape, row_length: int) -> None:
     """Raises: RecipeError for what no device can do."""
     if config.recompute == "full":
         raise RecipeError(
             "recalibration.recompute = full beside precision = fp8: a layer that is computed twice would count its "
             "largest values twice; use recompute: none with a smaller micro_batch, or precision: bf16"
         )
-    in_bf16 = wanted.first_layers_bf16 + wanted.last_layers_bf16
+    in_bf16 = fp8.first_layers_bf16 + fp8.last_layers_bf16
     if in_bf16 >= shape.layers:
         raise RecipeError(
             f"recalibration.fp8: first_layers_bf16 + last_layers_bf16 = {in_bf16} of {shape.layers} layers leave none; "
             "lower them, or use precision: bf16"
         )
     rows = 1 if config.micro_batch == "auto" else config.micro_batch
-    if wanted.linear == "on" and rows * row_length % _TOKENS:
+    if fp8.linear == "on" and rows * row_length % _TOKENS:
         raise RecipeError(
             f"recalibration.fp8.linear = on: micro_batch x data.row_length = {rows * row_length} tokens is not a "
             f"multiple of {_TOKENS}; change one of them, or use linear: off"
@@ -169,5 +174,5 @@ def _against_any(device: Device) -> str:
     return f"Transformer Engine: {device.problem}" if device.transformer_engine is None else ""
 
 
-def _width(wanted: FP8Config, shape: ModelShape) -> int:
-    return FP8(attention=True, linear=False, pad_head_dim=wanted.pad_head_dim).head_dim(shape.head_dim)
+def _width(fp8: FP8Config, shape: ModelShape) -> int:
+    return FP8(attention=True, linear=False, pad_head_dim=fp8.pad_head_dim).head_dim(shape.head_dim)

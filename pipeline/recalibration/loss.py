@@ -20,16 +20,17 @@ def loss_factor(batches: Sequence[Batch]) -> Tensor | None:
 
     All data-parallel ranks must call it, with all micro batches of a step. None where every token counts.
     """
-    if batches[0].counted is None:
+    counted = [batch.counted.sum() for batch in batches if batch.counted is not None]
+    if not counted:
         return None
-    totals = torch.stack([batch.counted.sum() for batch in batches]).sum()
+    totals = torch.stack(counted).sum()
     torch.distributed.all_reduce(totals, group=parallel_state.get_data_parallel_group())
     return len(batches) * parallel_state.get_data_parallel_world_size() / totals
 
 
 def share_of_loss(model: torch.nn.Module, batch: Batch, factor: Tensor | None) -> Tensor:
     """A micro batch's scalar, whose mean over micro batches and data-parallel ranks is the loss of the global batch."""
-    if factor is None:
+    if factor is None or batch.counted is None:
         weights = torch.full(batch.labels.shape, 1 / batch.labels.numel(), device=batch.labels.device)
     else:
         weights = batch.counted * factor

@@ -9,7 +9,7 @@ from megatron.core import parallel_state
 
 from model_surgery.megatron.cpu import use_cpu_if_no_gpu
 from model_surgery.megatron.model import start_parallel
-from pipeline.recalibration.job import Job
+from pipeline.recalibration.attempt import TrainingSpec
 
 _STARTING_SECONDS = 600.0
 """Rank 0 builds the index of the rows while the others wait."""
@@ -30,16 +30,16 @@ class ModelParallelUnit:
     get_data_parallel_group = staticmethod(parallel_state.get_data_parallel_group)
 
 
-def start_processes(job: Job) -> None:
+def start_processes(spec: TrainingSpec) -> None:
     """Joins this process (launched by torchrun) to the training."""
-    config = job.config
+    config = spec.config
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.manual_seed(config.seed)
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
     backend = "nccl" if use_cpu_if_no_gpu().type == "cuda" else "gloo"
-    # The watch on all ranks ends the job first, and says why.
+    # The watchdogs of all ranks end the job first, and say why.
     timeout = timedelta(seconds=2 * config.hang_seconds + _STARTING_SECONDS)
     deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
-    start_parallel(job.tensor_parallel, timeout)
+    start_parallel(spec.tensor_parallel, timeout)

@@ -8,20 +8,15 @@ from data_prep.artifact import ShardSet
 from model_surgery.layout import LAYOUT_FILE, Layout
 from pipeline.errors import BAD_INPUT, RecipeError, StageFailed, Stopped
 from pipeline.launch.machines import THIS_MACHINE, Machines
-from pipeline.recalibration.checkpoints.folders import complete, remove_incomplete
-from pipeline.recalibration.checkpoints.intact import damage
-from pipeline.recalibration.checkpoints.state import readable_state
+from pipeline.recalibration.attempt import AttemptEnd, TrainingSpec
+from pipeline.recalibration.checkpoints.folders import remove_incomplete
+from pipeline.recalibration.checks import check
 from pipeline.recalibration.history import continued_from
-from pipeline.recalibration.job import End, Job
-from pipeline.recalibration.layer_agreement import this_device
-from pipeline.recalibration.layer_choice import CHOICE_FIELDS, choose
-from pipeline.recalibration.metrics import append_event, read_events, read_metrics
-from pipeline.recalibration.phases import phases, refuse_unfit
-from pipeline.recalibration.pulse import Fault
+from pipeline.recalibration.layer_choice import CHOICE_FIELDS
+from pipeline.recalibration.metrics.files import append_event, read_events, read_metrics
 from pipeline.recalibration.ranks import resolve
 from pipeline.recalibration.schedule import check_schedule
-from pipeline.recalibration.validation_check import check_validation
-from pipeline.recalibration.wandb_sync import check_wandb
+from pipeline.recalibration.watchdog import Fault
 from pipeline.recipe.recalibration import RecalibrationConfig
 from pipeline.runs.folder import explained_full_run_disk
 
@@ -60,7 +55,7 @@ def run(
     if not resolved.is_as_given(config):
         ranks, rows = resolved.data_parallel, resolved.micro_batch
         log.info("%-13s %d data-parallel ranks, micro batches of %d rows", "", ranks, rows)
-    job = Job(
+    spec = TrainingSpec(
         config=resolved,
         position_embedding=position_embedding,
         tensor_parallel=tensor_parallel,
@@ -68,56 +63,39 @@ def run(
         shards=shards,
         out_dir=out_dir,
     )
-    check(job)
-    (out_dir / "job.json").write_text(job.model_dump_json(indent=2), encoding="utf-8")
-    # Without its layout.json a layout of an earlier, cut-off attempt is not taken for the one of this run.
+    check(spec)
+    (out_dir / "job.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
+    # Without its layout.json a layout of an earlier, cut-off run is not taken for the one of this run.
     (out_dir / "layout" / LAYOUT_FILE).unlink(missing_ok=True)
     try:
-        while (end := launch(job, machines)).reason != "finished":
+        while (end := launch(spec, machines)).reason != "finished":
             log.info("%-13s goes on: %s at step %s", "", end.reason, f"{end.step:,}")
     except BAD_INPUT:
-        remove_incomplete(job.checkpoints)
+        remove_incomplete(spec.checkpoints)
         raise
-    return facts_of(job)
+    return facts_of(spec)
 
 
-def check(job: Job) -> None:
-    """Raises: RecipeError if the training cannot go on from the checkpoint that it would go on from.
-
-    Damaged ones of its own are the processes' business: they go on from the one before.
-    """
-    layout, shards = Layout.load(job.layout), ShardSet.load(job.shards)
-    choose(job.config, layout.shape, shards.row_length, this_device())
-    check_validation(job.config, shards)
-    check_wandb(job.config.wandb_project)
-    own, branch = complete(job.checkpoints), job.config.branch_from
-    if not own and branch and (problem := damage(branch)):
-        raise RecipeError(f"recalibration.branch_from = {branch}: {problem}; choose another checkpoint")
-    of_run = phases(job.config, job.position_embedding, layout, shards.row_length)
-    for checkpoint in own or ([branch] if branch else []):
-        refuse_unfit(checkpoint, readable_state(checkpoint), job.config, of_run, layout, shards.row_length)
-
-
-def launch(job: Job, machines: Machines) -> End:
-    """One session of training processes; why they ended.
+def launch(spec: TrainingSpec, machines: Machines) -> AttemptEnd:
+    """One attempt: training processes from a checkpoint to an end; why they ended.
 
     Raises: RecipeError, Stopped or StageFailed, by their reason.
     """
-    End.take(job.out_dir)  # of a session that was killed
-    Fault.take(job.out_dir)
+    AttemptEnd.take(spec.out_dir)  # of an attempt that was killed
+    Fault.take(spec.out_dir)
     asked, failure = False, StageFailed("the training processes ended without saying why; see engine.log")
     try:
-        with explained_full_run_disk(job.out_dir):
-            # Not the path of job.json, which other nodes may still see as an earlier session left it.
-            arguments = [job.model_dump_json()]
-            processes = job.tensor_parallel * job.config.data_parallel
-            asked = machines.torchrun(WORKER, arguments, processes=processes, log=job.out_dir / "engine.log")
+        with explained_full_run_disk(spec.out_dir):
+            # Not the path of job.json, which other nodes may still see as an earlier attempt left it.
+            arguments = [spec.model_dump_json()]
+            processes = spec.tensor_parallel * spec.config.data_parallel
+            asked = machines.torchrun(WORKER, arguments, processes=processes, log=spec.out_dir / "engine.log")
     except StageFailed as error:
         # Where torchrun was told to end too, or a rank refused, it fails although its ranks said why.
         failure = error
-    end, fault = End.take(job.out_dir), Fault.take(job.out_dir)
+    end, fault = AttemptEnd.take(spec.out_dir), Fault.take(spec.out_dir)
     if end is None and fault is not None:
-        append_event(job.out_dir, "hang", fault.step, line=fault.line)
+        append_event(spec.out_dir, "hang", fault.step, line=fault.line)
         raise StageFailed(fault.line)
     if end is None:
         raise failure
@@ -132,16 +110,16 @@ def launch(job: Job, machines: Machines) -> End:
     return end
 
 
-def facts_of(job: Job) -> dict[str, Any]:
+def facts_of(spec: TrainingSpec) -> dict[str, Any]:
     """What the manifest of a finished training says of it."""
-    lines, events = read_metrics(job.out_dir), read_events(job.out_dir)
+    lines, events = read_metrics(spec.out_dir), read_events(spec.out_dir)
     kinds = [event["event"] for event in events]
     started = [event for event in events if event["event"] == "started"][-1]
     validations = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
     return {
         "steps": lines[-1]["step"],
         "tokens": lines[-1]["tokens"],
-        "processes": job.tensor_parallel * job.config.data_parallel,
+        "processes": spec.tensor_parallel * spec.config.data_parallel,
         "final_loss": lines[-1]["loss"],
         "validation_loss_before": validations.get(0),  # not measured where the metrics begin at a later step
         "validation_loss_after": [*validations.values()][-1],
@@ -150,6 +128,6 @@ def facts_of(job: Job) -> dict[str, Any]:
         "sessions": kinds.count("started"),
         "machines": started["machines"],
         **{name: started[name] for name in CHOICE_FIELDS if name in started},
-        "layout_digest": Layout.load(job.out_dir / "layout").digest(),
-        **continued_from(job.out_dir),
+        "layout_digest": Layout.load(spec.out_dir / "layout").digest(),
+        **continued_from(spec.out_dir),
     }

@@ -1,4 +1,4 @@
-"""One training process: `torchrun ... -m pipeline.recalibration.worker JOB`, a Job as JSON."""
+"""One training process: `torchrun ... -m pipeline.recalibration.worker SPEC`, a TrainingSpec as JSON."""
 
 import logging
 import os
@@ -14,12 +14,12 @@ from pipeline.launch.processes import die_with_parent
 @record
 def main() -> None:
     die_with_parent()
-    from pipeline.recalibration.job import End, Job
+    from pipeline.recalibration.attempt import AttemptEnd, TrainingSpec
 
-    job = Job.model_validate_json(sys.argv[1])
-    if job.config.layers != "compiled":
+    spec = TrainingSpec.model_validate_json(sys.argv[1])
+    if spec.config.layers != "compiled":
         forgo_compiler_if_no_gpu()
-    if job.config.deterministic:
+    if spec.config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # or kernels are chosen by their timing
     from pipeline.recalibration.loop import train
@@ -27,13 +27,13 @@ def main() -> None:
 
     logging.getLogger().setLevel(logging.ERROR)
     try:
-        start_processes(job)
-        end = train(job)
+        start_processes(spec)
+        end = train(spec)
     except BAD_INPUT as error:
-        End(reason="refused", step=0, message=str(error)).save(job.out_dir)
+        AttemptEnd(reason="refused", step=0, message=str(error)).save(spec.out_dir)
         sys.exit(2)
     if os.environ["RANK"] == "0":
-        end.save(job.out_dir)
+        end.save(spec.out_dir)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def read_training(folder: Path, manifest: Manifest) -> Metrics:
 
 def read_positions(folder: Path, manifest: Manifest) -> Positions | None:
     """Of the last line of a complete training's validation.jsonl; None where an earlier version has left none."""
-    from pipeline.recalibration.measured import VALIDATION_FILE, read_validation  # loads torch
+    from pipeline.recalibration.metrics import VALIDATION_FILE, read_validation  # loads torch
 
     if not any(output.path == VALIDATION_FILE for output in manifest.outputs):
         return None

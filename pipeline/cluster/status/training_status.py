@@ -58,7 +58,7 @@ def _count(value: Value) -> int:
 def steps_of(job_file: Path) -> int | None:
     """All steps of a training, by its job.json and shards; None where the shards are not there any more."""
     from data_prep.artifact import ShardSet
-    from pipeline.recalibration.job import Job
+    from pipeline.recalibration.attempt import TrainingSpec
 
-    job = Job.model_validate_json(job_file.read_bytes())
-    return job.config.steps(ShardSet.load(job.shards).row_length) if job.shards.is_dir() else None
+    spec = TrainingSpec.model_validate_json(job_file.read_bytes())
+    return spec.config.steps(ShardSet.load(spec.shards).row_length) if spec.shards.is_dir() else None

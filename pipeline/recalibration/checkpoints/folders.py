@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from foundation.files import sync_folder
+from foundation.files import sync_file, sync_folder
 
 _MARKER = "complete"
 _NAME = re.compile(r"step-(\d+)")
@@ -37,8 +37,8 @@ def is_complete(checkpoint: Path) -> bool:
 
 def complete(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    found = (path.parent for path in folder.glob(f"step-*/{_MARKER}"))
-    return sorted(path for path in found if _NAME.fullmatch(path.name))
+    marked = (path.parent for path in folder.glob(f"step-*/{_MARKER}"))
+    return sorted(path for path in marked if _NAME.fullmatch(path.name))
 
 
 def mark_complete(checkpoint: Path) -> None:
@@ -52,8 +52,7 @@ def sync_tree(folder: Path) -> None:
     """Forces every file below `folder` to disk."""
     for path in folder.rglob("*"):
         if path.is_file():
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
+            sync_file(path)
 
 
 def publish(folder: Path, step: int) -> Path:

@@ -31,7 +31,7 @@ def scales_of(model: "LanguageModel") -> dict[str, Tensor]:
     return fp8_state(model)
 
 
-def set_scales(model: "LanguageModel", scales: Mapping[str, Tensor]) -> None:
+def set_scales(model: "LanguageModel", scales: dict[str, Tensor]) -> None:
     """Gives a model what a checkpoint holds; nothing to do where either has no FP8."""
     if model.fp8 is None or not scales:
         return

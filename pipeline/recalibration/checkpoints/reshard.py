@@ -12,7 +12,7 @@ from pipeline.recalibration.checkpoints import folders
 from pipeline.recalibration.checkpoints.fp8 import write_scales
 from pipeline.recalibration.checkpoints.sources import Source
 from pipeline.recalibration.checkpoints.state import PARTS, STATE_FILE, PortableState
-from pipeline.recalibration.metrics import METRICS_FILE, keep_steps
+from pipeline.recalibration.metrics.files import METRICS_FILE, keep_steps
 
 
 def write_portable(source: Source, out_dir: Path, *, tensor_parallel: int) -> PortableState:

@@ -27,7 +27,7 @@ from pipeline.recalibration.checkpoints.state import (
     read_state,
 )
 from pipeline.recalibration.checkpoints.zero_files import ZeroCheckpoint
-from pipeline.recalibration.metrics import METRICS_FILE
+from pipeline.recalibration.metrics.files import METRICS_FILE
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,11 @@ class Weights(Protocol):
 class Source(Weights, Protocol):
     """A checkpoint: its fp32 master weights, and both moments of Adam."""
 
-    state: State
+    @property
+    def state(self) -> State:
+        """What the checkpoint says of itself."""
+        ...
+
     updates: int
     metrics: Path
     scales: dict[str, Tensor]

@@ -1,18 +1,21 @@
 """The files of a checkpoint, written by a thread from a copy while training goes on."""
 
 import hashlib
-import os
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 
+from foundation.files import sync_file
 from pipeline.recalibration.checkpoints.state import StoredFile
 from pipeline.recalibration.checkpoints.zero_files import load_file
+
+PENDING, WRITTEN, FAILED = 0.0, 1.0, 2.0
+"""What a rank says of its part of the checkpoint that is being written; a number, to be exchanged with others."""
 
 
 class FileWriter(CheckpointEngine):
@@ -44,18 +47,15 @@ class FileWriter(CheckpointEngine):
         return load_file(Path(path), mapped=False)
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
-        """DeepSpeed has handed over everything; whether it is on disk `is_done` says."""
+        """DeepSpeed has handed over everything; whether it is on disk `status` says."""
         return True
 
     @property
-    def is_done(self) -> bool:
-        """Whether nothing is being written."""
-        return all(future.done() for future in self._files.values())
-
-    @property
-    def failed(self) -> bool:
-        """Whether a file could not be written; `finish` raises the reason."""
-        return any(future.done() and future.exception() is not None for future in self._files.values())
+    def status(self) -> float:
+        """PENDING, WRITTEN (also if nothing is being written), or FAILED, whose reason `finish` raises."""
+        if any(future.done() and future.exception() is not None for future in self._files.values()):
+            return FAILED
+        return WRITTEN if all(future.done() for future in self._files.values()) else PENDING
 
     def finish(self) -> dict[str, StoredFile]:
         """Waits until this rank's files are written and synced; what they are, by name.
@@ -71,9 +71,8 @@ def write_file(content: dict[str, Any], path: Path, progress: Callable[[], None]
     """Writes one file by torch.save, synced to disk, its digest taken on the way."""
     with path.open("wb") as handle:
         hashing = _Hashing(handle, progress)
-        torch.save(content, hashing)
-        handle.flush()
-        os.fsync(handle.fileno())
+        torch.save(content, cast(IO[bytes], hashing))  # of which it only writes
+    sync_file(path)
     return StoredFile(bytes=hashing.bytes, sha256=hashing.digest.hexdigest())
 
 
@@ -104,9 +103,9 @@ def copied(value: Any, known: dict[tuple, torch.Tensor] | None = None) -> Any:
             known[key] = value.detach().to("cpu", copy=True)
         return known[key]
     if isinstance(value, dict):
-        made = OrderedDict() if isinstance(value, OrderedDict) else {}
-        made.update((name, copied(item, known)) for name, item in value.items())
-        return made
+        copies: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
+        copies.update((name, copied(item, known)) for name, item in value.items())
+        return copies
     if type(value) in (list, tuple):
         return type(value)(copied(item, known) for item in value)
     return value

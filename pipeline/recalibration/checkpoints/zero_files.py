@@ -14,6 +14,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from math import ceil
 from pathlib import Path
 from pickle import UnpicklingError
@@ -101,18 +102,18 @@ class ZeroCheckpoint:
 
     def _optimizer_files(self) -> dict[tuple[int, int], Path]:
         """The file of every (TP rank, data-parallel rank)."""
-        found = {}
+        files = {}
         for path in self.folder.iterdir():
             if match := _OPTIMIZER_FILE.fullmatch(path.name):
-                found[int(match["tensor"]), int(match["data"])] = path
+                files[int(match["tensor"]), int(match["data"])] = path
         for tensor_rank in range(self.state.tensor_parallel):
             for data_rank in range(self.state.data_parallel):
-                if (tensor_rank, data_rank) not in found:
+                if (tensor_rank, data_rank) not in files:
                     raise RecipeError(
                         f"{self.folder}: no file of optimizer states of TP rank {tensor_rank}, data-parallel rank "
                         f"{data_rank}; use another checkpoint"
                     )
-        return found
+        return files
 
     def _shard(self, path: Path, tensor_rank: int, data_rank: int) -> _Shard:
         if self._check:
@@ -187,7 +188,7 @@ def load_file(path: Path, *, mapped: bool = True) -> dict[str, Any]:
         raise RecipeError(f"{path}: not a readable file of DeepSpeed ({reason}); use another checkpoint") from error
 
 
-def _member(kind: type, name: str) -> Any:
+def _member(kind: type[Enum], name: str) -> Any:
     """What stands for getattr in a file: a member of DeepSpeed's Enum and nothing else.
 
     Raises: UnpicklingError.

@@ -8,9 +8,8 @@ import torch
 
 from model_surgery.files import file_digest
 from pipeline.recalibration.checkpoints import folders
-from pipeline.recalibration.checkpoints.writer import FileWriter, copied
-from pipeline.recalibration.going_back import step_to_go_back_to
-from pipeline.recalibration.guard.rollbacks import Rollback
+from pipeline.recalibration.checkpoints.writer import FAILED, FileWriter, copied
+from pipeline.recalibration.guard.rollback import Rollback, step_to_go_back_to
 from pipeline.recipe.recalibration import GuardConfig
 
 
@@ -61,7 +60,7 @@ def test_a_file_that_cannot_be_written_is_a_failure(tmp_path: Path, asynchronous
     with pytest.raises(FileNotFoundError):
         writer.save({}, str(tmp_path / "no folder" / "a.pt"))
         writer.finish()
-    assert writer.failed
+    assert writer.status == FAILED
 
 
 def test_tensors_that_are_one_stay_one_in_a_copy() -> None:

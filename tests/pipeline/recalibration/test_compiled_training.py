@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import RecipeError
 from pipeline.recalibration import run as stage
-from pipeline.recalibration.job import Job
+from pipeline.recalibration.attempt import TrainingSpec
 from pipeline.recalibration.metrics import read_events
 from pipeline.recipe.recalibration import RecalibrationConfig
 
@@ -39,7 +39,7 @@ def test_compiled_layers_train_as_transformers_does(
     assert [line["grad_norm"] for line in lines] == pytest.approx(wanted["grad_norms"], abs=1e-5)
     assert lines[-1]["validation_loss"] == pytest.approx(wanted["validation_loss"], abs=1e-5)
     assert len(lines[2]["attention_logit_max"]) == 2
-    facts = stage.facts_of(Job.model_validate_json((out / "job.json").read_bytes()))
+    facts = stage.facts_of(TrainingSpec.model_validate_json((out / "job.json").read_bytes()))
     assert (facts["layers"], facts["layers_reason"]) == ("compiled", "recalibration.layers = compiled")
     assert [event["layers"] for event in read_events(out) if event["event"] == "started"] == ["compiled"]
 

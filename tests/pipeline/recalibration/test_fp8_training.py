@@ -64,14 +64,14 @@ def test_its_layers_train_as_transformers_does(
     shutil.rmtree(out / "checkpoints" / "step-00000008")
     lines = train(config.model_copy(update={"layers": "torch"}), layouts["qwen2"], shards, out)[1:]
     assert [line["loss"] for line in lines] == pytest.approx(wanted["losses"], abs=1e-5)
-    sessions = [event["layers"] for event in read_events(out) if event["event"] == "started"]
-    assert sessions == ["transformer_engine", "torch"]
+    layers = [event["layers"] for event in read_events(out) if event["event"] == "started"]
+    assert layers == ["transformer_engine", "torch"]
 
 
 def _job(out: Path) -> Any:
-    from pipeline.recalibration.job import Job
+    from pipeline.recalibration.attempt import TrainingSpec
 
-    return Job.model_validate_json((out / "job.json").read_bytes())
+    return TrainingSpec.model_validate_json((out / "job.json").read_bytes())
 
 
 @pytest.mark.slow

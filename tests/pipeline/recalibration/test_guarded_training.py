@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import StageFailed
-from pipeline.recalibration.guard.rollbacks import read_rollbacks
+from pipeline.recalibration.guard.rollback import read_rollbacks
 from pipeline.recalibration.metrics import read_events, read_metrics
 from pipeline.recipe.recalibration import RecalibrationConfig
 

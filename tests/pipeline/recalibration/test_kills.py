@@ -22,7 +22,7 @@ import pytest
 
 from model_surgery.layout import Layout
 from pipeline.errors import REQUEUE
-from pipeline.recalibration.job import Job
+from pipeline.recalibration.attempt import TrainingSpec
 from pipeline.recalibration.metrics import read_events, read_metrics
 from pipeline.recipe.recalibration import RecalibrationConfig, ResolvedTraining
 
@@ -42,26 +42,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 class Victim:
     """A training that is started again until it has ended by itself."""
 
-    job: Job
+    spec: TrainingSpec
     seed: int
     kills: Counter[str] = field(default_factory=Counter)
     codes: list[int] = field(default_factory=list)
 
     def start(self) -> subprocess.Popen[bytes]:
-        path = self.job.out_dir / "kill-job.json"
-        path.write_text(self.job.model_dump_json())
+        path = self.spec.out_dir / "kill-job.json"
+        path.write_text(self.spec.model_dump_json())
         command = [sys.executable, "-m", "tests.pipeline.recalibration.training_command", str(path)]
-        with (self.job.out_dir / "command.log").open("ab") as log:
+        with (self.spec.out_dir / "command.log").open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log)
 
     def survive(self, kills: int) -> None:
         """Kills the training at `kills` random moments, then lets it end."""
         draw = random.Random(self.seed)
         for number in range(kills):
-            how, sessions = HOW[(self.seed + number) % len(HOW)], self.sessions()
+            how, attempts = HOW[(self.seed + number) % len(HOW)], self.attempts()
             process = self.start()
-            # A signal means something from the first step of a session; SIGKILL may also come while it starts.
-            while how != "SIGKILL" and self.sessions() == sessions and process.poll() is None:
+            # A signal means something from the first step of an attempt; SIGKILL may also come while it starts.
+            while how != "SIGKILL" and self.attempts() == attempts and process.poll() is None:
                 time.sleep(0.01)
             # Kills spread over the training: the next share of its steps each, and a moment within a step.
             first, share = STEPS * number // kills, STEPS // kills
@@ -72,21 +72,21 @@ class Victim:
                 self.kills[how] += 1
             self.codes.append(process.wait(timeout=120))
             self.wait_until_gone()
-        assert self.start().wait(timeout=300) == 0, (self.job.out_dir / "command.log").read_text()[-5000:]
+        assert self.start().wait(timeout=300) == 0, (self.spec.out_dir / "command.log").read_text()[-5000:]
 
-    def sessions(self) -> int:
+    def attempts(self) -> int:
         """How often processes have begun to train."""
-        return sum(event["event"] == "started" for event in read_events(self.job.out_dir))
+        return sum(event["event"] == "started" for event in read_events(self.spec.out_dir))
 
     def wait_for(self, process: subprocess.Popen[bytes], how: str, step: int, delay: float) -> None:
         """Until the step's line is written (for a kill in a save: until files of a checkpoint are)."""
         while process.poll() is None:
-            lines = read_metrics(self.job.out_dir)
+            lines = read_metrics(self.spec.out_dir)
             if lines and lines[-1]["step"] >= step:
                 if how != "SIGKILL in a save":
                     time.sleep(delay)
                     return
-                if any(self.job.checkpoints.glob(".step-*/*")):
+                if any(self.spec.checkpoints.glob(".step-*/*")):
                     return
             time.sleep(0.002)
 
@@ -101,7 +101,7 @@ class Victim:
         found = []
         for process in psutil.process_iter(["cmdline"]):
             line = process.info["cmdline"] or []
-            if self.job.model_dump_json() in line and "pipeline.launch.launcher" not in line:
+            if self.spec.model_dump_json() in line and "pipeline.launch.launcher" not in line:
                 found.append(process)
         return found
 
@@ -135,21 +135,21 @@ def test_killed_trainings_end_as_if_they_never_had_been(
     whole = train(config, layouts["untied"], shards, tmp_path / "whole", tensor_parallel=tensor_parallel)
     folders = {"layout": layouts["untied"], "shards": shards, "out_dir": tmp_path / "killed"}
     resolved = ResolvedTraining.model_validate(config.model_dump())
-    job = Job(config=resolved, position_embedding="none", tensor_parallel=tensor_parallel, **folders)
-    job.out_dir.mkdir()
-    victim = Victim(job, seed=ALL.index((tensor_parallel, precision, zero_stage)) * kills)
+    spec = TrainingSpec(config=resolved, position_embedding="none", tensor_parallel=tensor_parallel, **folders)
+    spec.out_dir.mkdir()
+    victim = Victim(spec, seed=ALL.index((tensor_parallel, precision, zero_stage)) * kills)
     victim.survive(kills)
     print(f"\n| TP {tensor_parallel} | {precision} | ZeRO {zero_stage} | {dict(victim.kills)} | {victim.codes} |")
-    lines = read_metrics(job.out_dir)
+    lines = read_metrics(spec.out_dir)
     assert [line["step"] for line in lines] == list(range(STEPS + 1))
     assert without_measured(lines) == without_measured(whole)
-    digests = [Layout.load(folder / "layout").digest() for folder in (job.out_dir, tmp_path / "whole")]
+    digests = [Layout.load(folder / "layout").digest() for folder in (spec.out_dir, tmp_path / "whole")]
     assert digests[0] == digests[1]
     assert sum(victim.kills.values()) == kills
     # Signals that ask for an end: a checkpoint, and the code on which a job script requeues.
     asked = sum(count for how, count in victim.kills.items() if "SIGKILL" not in how)
     assert victim.codes.count(REQUEUE) == asked
-    assert not any(job.checkpoints.glob(".step-*"))
+    assert not any(spec.checkpoints.glob(".step-*"))
 
 
 @pytest.mark.slow
@@ -159,7 +159,7 @@ def test_a_training_whose_rank_freezes_ends_soon_and_says_which(
     config = settings(tokens=STEPS * 8 * 32, checkpoint_every=CHECKPOINT_EVERY, hang_seconds=3)
     folders = {"layout": layouts["untied"], "shards": shards, "out_dir": tmp_path}
     resolved = ResolvedTraining.model_validate(config.model_dump())
-    victim = Victim(Job(config=resolved, position_embedding="none", tensor_parallel=2, **folders), seed=0)
+    victim = Victim(TrainingSpec(config=resolved, position_embedding="none", tensor_parallel=2, **folders), seed=0)
     process = victim.start()
     victim.wait_for(process, "SIGSTOP", step=5, delay=0.0)
     frozen = victim.ranks()[-1]

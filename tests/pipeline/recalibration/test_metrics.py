@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.recalibration.metrics import Metrics, clock, keep_steps, read_events, read_metrics
+from pipeline.recalibration.metrics import clock, read_events, read_metrics
+from pipeline.recalibration.metrics.files import keep_steps
+from pipeline.recalibration.metrics.recorder import MetricsRecorder
 
 
 def numbers(loss: float) -> dict[str, float]:
@@ -16,7 +18,7 @@ def numbers(loss: float) -> dict[str, float]:
 
 
 def write(folder: Path, done: int, steps: list[int], loss: float) -> None:
-    with Metrics(folder, done=done, steps=10, description="test") as metrics:
+    with MetricsRecorder(folder, done=done, steps=10, description="test") as metrics:
         for step in steps:
             metrics.write(step, numbers(loss + step))
 
@@ -52,16 +54,16 @@ def test_keep_steps_leaves_a_whole_file_alone(tmp_path: Path) -> None:
 
 
 def test_a_log_without_a_terminal_gets_a_line_now_and_then(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("pipeline.recalibration.metrics._SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("pipeline.recalibration.metrics.recorder._SECONDS_BETWEEN_LINES", 0.0)
     write(tmp_path, 0, [1, 2], loss=0.0)
-    said = capsys.readouterr().err.splitlines()[-1]
+    last = capsys.readouterr().err.splitlines()[-1]
     numbers = "loss 2.000, grad norm 0.50, lr 1.00e-01, 2,000 tokens/s, MFU 42%"
-    assert said == f"test step 2 of 10: {numbers}, 1 min 20 s left"
+    assert last == f"test step 2 of 10: {numbers}, 1 min 20 s left"
 
 
 def test_numbers_that_are_not_finite_are_null_and_a_skip_says_why(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("pipeline.recalibration.metrics._SECONDS_BETWEEN_LINES", 0.0)
-    with Metrics(tmp_path, done=0, steps=10, description="test") as metrics:
+    monkeypatch.setattr("pipeline.recalibration.metrics.recorder._SECONDS_BETWEEN_LINES", 0.0)
+    with MetricsRecorder(tmp_path, done=0, steps=10, description="test") as metrics:
         reason = "gradient norm is not finite (inf)"
         metrics.write(1, numbers(math.nan) | {"grad_norm": math.inf, "skipped": reason, "logits": [1.0, 2.0, math.inf]})
         metrics.event("skip", 1, reason=reason, loss=math.nan, in_a_row=1)
@@ -77,10 +79,10 @@ def test_numbers_that_are_not_finite_are_null_and_a_skip_says_why(tmp_path: Path
 
 
 def test_events_are_never_taken_off(tmp_path: Path) -> None:
-    for session in range(2):
-        with Metrics(tmp_path, done=0, steps=10, description="test") as metrics:
-            metrics.event("started", 0, session=session)
-    assert [event["session"] for event in read_events(tmp_path)] == [0, 1]
+    for attempt in range(2):
+        with MetricsRecorder(tmp_path, done=0, steps=10, description="test") as metrics:
+            metrics.event("started", 0, attempt=attempt)
+    assert [event["attempt"] for event in read_events(tmp_path)] == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from model_surgery.errors import SurgeryError
 from model_surgery.layout import Layout, read_joined, read_rank
 from pipeline.errors import RecipeError
 from pipeline.launch.processes import torchrun
+from pipeline.recalibration.attempt import TrainingSpec
 from pipeline.recalibration.checkpoints.sources import open_source
 from pipeline.recalibration.checkpoints.state import PARTS, read_state
 from pipeline.recalibration.checkpoints.zero_files import load_file, spans_of_stage_3
 from pipeline.recalibration.history import continued_from
-from pipeline.recalibration.job import Job
 from pipeline.recalibration.metrics import read_metrics
 from pipeline.recalibration.phases import phases, refuse_unfit
 from pipeline.recipe.recalibration import RecalibrationConfig, ResolvedTraining
@@ -188,10 +188,10 @@ def test_zero_3_in_many_sub_groups(
     whole, out = begun("odd", "fp32", ODD_ZERO_3), tmp_path / "out"
     sizes = {"tensor_parallel": 2, "layout": layouts["odd"], "shards": shards, "out_dir": out}
     config = ResolvedTraining.model_validate(configured(settings, "fp32", ODD_ZERO_3).model_dump())
-    job = Job(config=config, position_embedding="none", **sizes)
+    spec = TrainingSpec(config=config, position_embedding="none", **sizes)
     out.mkdir()
     worker, log = "tests.pipeline.recalibration.small_groups_worker", tmp_path / "log"
-    torchrun(worker, [job.model_dump_json()], processes=4, log=log)
+    torchrun(worker, [spec.model_dump_json()], processes=4, log=log)
     checkpoint = out / "checkpoints" / STEP_4
     assert len(load_file(checkpoint / "zero_pp_rank_0_mp_rank_00_model_states.pt")["param_shapes"]) >= 4
     for name, path in (("small", checkpoint), ("one", whole / "checkpoints" / STEP_4)):

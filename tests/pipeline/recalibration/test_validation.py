@@ -1,4 +1,4 @@
-"""Validation in the run: the rows, the recall probe, and all numbers in real processes against transformers' model."""
+"""Validation in the run: the rows, recall, and all numbers in real processes against transformers' model."""
 
 import json
 from collections.abc import Callable
@@ -20,10 +20,11 @@ from model_surgery.shape import read_shape
 from model_surgery.verification.reference import whole_model
 from pipeline.errors import RecipeError
 from pipeline.launch.processes import torchrun
-from pipeline.recalibration import recall_probe
-from pipeline.recalibration.measured import Measured, read_validation, write_validation
-from pipeline.recalibration.validation import held_out_rows, position_sums, rows_at_once
-from pipeline.recalibration.validation_check import check_validation
+from pipeline.recalibration.checks import check_validation
+from pipeline.recalibration.metrics import read_validation
+from pipeline.recalibration.metrics.validation_result import ValidationResult, write_validation
+from pipeline.recalibration.validation import recall
+from pipeline.recalibration.validation.validation import held_out_rows, position_sums, rows_at_once
 from pipeline.recipe.recalibration import RecalibrationConfig
 from tests.pipeline.recalibration.induction import VOCAB, write_induction_model
 
@@ -78,10 +79,10 @@ def test_lengths_that_held_out_documents_are_too_few_for_are_refused(two_sources
         check_validation(settings(recall_samples=3), shards.model_copy(update={"row_length": 30}))
 
 
-def test_probe_rows_hold_their_sequence_twice(two_sources: Path, settings: Settings, tmp_path: Path) -> None:
+def test_recall_rows_hold_their_sequence_twice(two_sources: Path, settings: Settings, tmp_path: Path) -> None:
     rows = held_out_rows(settings(), ShardSet.load(two_sources), two_sources, 2, tmp_path)
     make = {"samples": 9, "eos_id": EOS}
-    probes = recall_probe.probe_rows(rows, seed=5, **make)
+    probes = recall.recall_rows(rows, seed=5, **make)
     assert probes.shape == (9, 2 * ROW + 1)
     depths = set()
     for number, probe in enumerate(probes):
@@ -95,17 +96,17 @@ def test_probe_rows_hold_their_sequence_twice(two_sources: Path, settings: Setti
         kept[depth : depth + 16] = kept[-16:] = False
         assert torch.equal(probe[kept], torch.cat([row["tokens"], row["labels"][-1:]])[kept])
     assert len(depths) > 4
-    assert torch.equal(probes, recall_probe.probe_rows(rows, seed=5, **make))
-    assert not torch.equal(probes, recall_probe.probe_rows(rows, seed=6, **make))
+    assert torch.equal(probes, recall.recall_rows(rows, seed=5, **make))
+    assert not torch.equal(probes, recall.recall_rows(rows, seed=6, **make))
     few = [{name: tensor % 5 for name, tensor in rows[0].items()}]
-    assert set(recall_probe.probe_rows(few, seed=5, **make)[0, -16:].tolist()) == {0, 2, 3, 4}
+    assert set(recall.recall_rows(few, seed=5, **make)[0, -16:].tolist()) == {0, 2, 3, 4}
 
 
 def test_recalled_is_the_share_of_probabilities_above_a_half() -> None:
     probabilities = torch.full((2, 40), 0.9)
     probabilities[0, -12:] = torch.tensor([0.51] * 3 + [0.49] * 9)
     probabilities[1, -16:-12] = 0.1  # the cue
-    assert recall_probe.recalled(-probabilities.log()).tolist() == [0.25, 1.0]
+    assert recall.recalled(-probabilities.log()).tolist() == [0.25, 1.0]
 
 
 def test_position_sums_by_hand() -> None:
@@ -119,8 +120,8 @@ def test_position_sums_by_hand() -> None:
 
 
 def test_lines_of_steps_that_are_done_again_are_taken_off(tmp_path: Path) -> None:
-    def measured(loss: float) -> Measured:
-        return Measured({1: loss, 2: loss + 1}, {1: 0.5, 2: 0.25}, longest=64, by_position=[loss, float("nan")])
+    def measured(loss: float) -> ValidationResult:
+        return ValidationResult({1: loss, 2: loss + 1}, {1: 0.5, 2: 0.25}, longest=64, by_position=[loss, float("nan")])
 
     for step, loss in ((0, 5.0), (10, 4.0), (20, float("inf")), (10, 3.0)):
         write_validation(tmp_path, step, measured(loss))
@@ -254,7 +255,7 @@ def compare(found: dict[str, Any], told: dict[str, Any], norms: dict[str, torch.
         assert (int(length), others) == (ROW * longest, [])
         assert parts == pytest.approx((by_position[0] / by_position[1]).tolist(), abs=5e-5)
         for n in rows if config.recall_samples else ():
-            probes = recall_probe.probe_rows(rows[n], samples=5, eos_id=EOS, seed=0)
+            probes = recall.recall_rows(rows[n], samples=5, eos_id=EOS, seed=0)
             assert scalars[f"recall_{n}x"] == pytest.approx(reference.recall(probes))
         reference.losses(whole(rows[1], [0, 1]))
         assert found["layers"]["attention_logit_max"] == pytest.approx(reference.maxima, rel=1e-5, abs=1e-5)

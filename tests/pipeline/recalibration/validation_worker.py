@@ -29,10 +29,10 @@ def measure(case: dict) -> dict:
     from model_surgery.layout import Layout, read_rank
     from pipeline.recalibration.batches import read_rows
     from pipeline.recalibration.engine import build_engine
-    from pipeline.recalibration.layer_numbers import LayerWatch
     from pipeline.recalibration.loss import loss_factor, share_of_loss
-    from pipeline.recalibration.measured import write_validation
-    from pipeline.recalibration.validation import Validation
+    from pipeline.recalibration.metrics.layers import LayerMetrics
+    from pipeline.recalibration.metrics.validation_result import write_validation
+    from pipeline.recalibration.validation.validation import Validation
     from pipeline.recipe.recalibration import RecalibrationConfig
 
     config = RecalibrationConfig.model_validate(case["config"])
@@ -42,7 +42,7 @@ def measure(case: dict) -> dict:
     engine = build_engine(config, layout, slices, case["position"])
     validation = Validation.build(config, shards, folder, Path(case["out"]) / "row-index", torch.device("cpu"))
     first = validation.measure(engine)
-    watch = LayerWatch(engine.module, layout.shape)
+    watch = LayerMetrics(engine.module, layout.shape)
     rows, rank = validation.lengths[0].rows, parallel_state.get_data_parallel_rank()
     batches = [read_rows(rows, [number + rank for number in pair], torch.device("cpu")) for pair in ((0, 2), (4, 0))]
     factor = loss_factor(batches)

@@ -13,8 +13,8 @@ from eval.config import EvaluationConfig
 from eval.results import Curve, Results, SampleValues, Score
 from eval.tasks.longbench import METRICS
 from eval.units import rows_of
-from pipeline.recalibration.measured import Measured, write_validation
-from pipeline.recalibration.metrics import Metrics
+from pipeline.recalibration.metrics.recorder import MetricsRecorder
+from pipeline.recalibration.metrics.validation_result import ValidationResult, write_validation
 from pipeline.recipe.recipe import Recipe, write_recipe
 from pipeline.report.page import write_report
 from pipeline.runs.manifest import Manifest, describe_outputs
@@ -162,7 +162,7 @@ class Run:
     def write_recalibration(self, folder: Path, recipe: Recipe) -> dict[str, Any]:
         """Losses fall to `end`; with `skips` the updates of steps 20 and 21 were not made, one of a loss of NaN."""
         start, end = (4.6, 2.16) if folder.name == "recalibration" else (2.1, 2.06)
-        with Metrics(folder, done=0, steps=self.steps, description=folder.name) as metrics:
+        with MetricsRecorder(folder, done=0, steps=self.steps, description=folder.name) as metrics:
             metrics.write(0, self.validate(folder, 0, start))
             for step in range(1, self.steps + 1):
                 value = end + (start - end) * 0.93**step
@@ -181,14 +181,14 @@ class Run:
         """One validation: longer rows are worse for the control, and recall grows with the steps."""
         worse = 0.05 if folder.name == "recalibration" else 0.6
         longest = max(self.validation_lengths)
-        measured = Measured(
+        result = ValidationResult(
             losses={n: loss + worse * (n - 1) for n in self.validation_lengths},
             recalls={n: step / (step + 20 * n) for n in self.validation_lengths} if self.probe else {},
             longest=longest * CONTEXT,
             by_position=[loss + worse * part * longest / 16 for part in range(15)] + [float("nan")],
         )
-        write_validation(folder, step, measured)
-        return measured.scalars()
+        write_validation(folder, step, result)
+        return result.scalars()
 
     write_control = write_recalibration
 

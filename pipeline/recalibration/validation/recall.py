@@ -8,7 +8,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+
+from data_prep.rows import RowDataset
 
 SEQUENCE = 16
 """Tokens of the sequence that is repeated."""
@@ -20,28 +21,28 @@ SHORTEST_ROW = 2 * SEQUENCE - 1
 """Tokens of the shortest row that the sequence fits into twice; the last label is one token more."""
 
 
-def probe_rows(rows: Dataset, *, samples: int, eos_id: int, seed: int) -> Tensor:
+def recall_rows(rows: RowDataset, *, samples: int, eos_id: int, seed: int) -> Tensor:
     """Held-out rows with a sequence put in twice, int64 [samples, length + 1]: tokens and labels as one.
 
     The sequence's ids are drawn from those that occur in these rows, each once where there are enough; its first place
     is drawn evenly. Rows are used again if they are fewer than `samples`. Equal arguments give equal rows.
     """
     draw = torch.Generator().manual_seed(seed)
-    probes = torch.stack([_whole(rows[index % len(rows)]) for index in range(samples)])
-    known = probes.unique()
+    copies = torch.stack([_whole(rows[index % len(rows)]) for index in range(samples)])
+    known = copies.unique()
     known = known[known != eos_id]
-    copies = -(-SEQUENCE // len(known))
-    for probe in probes:
-        order = torch.cat([torch.randperm(len(known), generator=draw) for _ in range(copies)])
-        depth = int(torch.randint(len(probe) - 2 * SEQUENCE + 1, (), generator=draw))
-        probe[depth : depth + SEQUENCE] = probe[-SEQUENCE:] = known[order[:SEQUENCE]]
-    return probes
+    repeats = -(-SEQUENCE // len(known))
+    for row in copies:
+        order = torch.cat([torch.randperm(len(known), generator=draw) for _ in range(repeats)])
+        depth = int(torch.randint(len(row) - 2 * SEQUENCE + 1, (), generator=draw))
+        row[depth : depth + SEQUENCE] = row[-SEQUENCE:] = known[order[:SEQUENCE]]
+    return copies
 
 
 def recalled(losses: Tensor) -> Tensor:
     """Share of the repeated tokens that the model gives a probability above 1/2, after the first few.
 
-    `losses`: of every label of probe rows, nats, [rows, length]. Result: one share for each row, [rows].
+    `losses`: of every label of these rows, nats, [rows, length]. Result: one share for each row, [rows].
     """
     return (losses[:, _CUE - SEQUENCE :] < _EVEN).double().mean(dim=1)
 

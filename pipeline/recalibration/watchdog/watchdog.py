@@ -1,4 +1,4 @@
-"""The pulse of a training process: marks of its main thread, and two threads that publish and watch them."""
+"""The watchdog of a training process: marks of its main thread, and two threads that publish and watch them."""
 
 import faulthandler
 import os
@@ -11,23 +11,23 @@ from types import TracebackType
 
 import psutil
 
-from pipeline.recalibration.pulse.beat import Beat
-from pipeline.recalibration.pulse.fault import Fault
-from pipeline.recalibration.pulse.radio import Radio
-from pipeline.recalibration.pulse.watch import AwakeClock, Watch
+from pipeline.recalibration.watchdog.fault import Fault
+from pipeline.recalibration.watchdog.hang_detector import AwakeClock, HangDetector
+from pipeline.recalibration.watchdog.heartbeat import Heartbeat
+from pipeline.recalibration.watchdog.heartbeat_channel import HeartbeatChannel
 
 EXIT_CODE = 70
 """Of every rank that ends because the training stands still: EX_SOFTWARE of sysexits.h."""
 _RECORD_SECONDS = 5.0
 
 
-class Pulse:
+class Watchdog:
     """Ends a training whose ranks stand still, with the names of those that hold it up. A context manager.
 
-        with Pulse(out_dir, hang_seconds) as pulse:
-            pulse.mark(step, "forward 0")
+        with Watchdog(out_dir, hang_seconds) as watchdog:
+            watchdog.mark(step, "forward 0")
 
-    The watch begins with the first mark: a start may take as long as it likes. From then on it is a fault if no rank
+    Watching begins with the first mark: a start may take as long as it likes. From then on it is a fault if no rank
     sets a mark, or reports progress, for `hang_seconds`. One line then goes to standard error and hang.json, the stacks
     of every rank that still runs into stacks/, and all ranks end with EXIT_CODE, within a few seconds.
     Needs the environment of torchrun, and no process group.
@@ -37,13 +37,13 @@ class Pulse:
         self._out_dir, self._interval = out_dir, min(1.0, hang_seconds / 10)
         self._rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self._host, self._pid = socket.gethostname(), os.getpid()
-        self._watch = Watch(self._rank, world_size, hang_seconds, os.environ["MASTER_ADDR"])
-        self._radio = Radio(self._rank, self._watch.watched, self._interval, self._beat)
+        self._detector = HangDetector(self._rank, world_size, hang_seconds, os.environ["MASTER_ADDR"])
+        self._channel = HeartbeatChannel(self._rank, self._detector.watched, self._interval, self._heartbeat)
         self._clock = AwakeClock(hang_seconds / 4)
         self._at: tuple[int | None, int, str] = (None, 0, "start")
         self._progress = 0
         self._over, self._ends = threading.Event(), threading.Event()
-        self._watcher = threading.Thread(target=self._look, name="pulse-watch", daemon=True)
+        self._watcher = threading.Thread(target=self._look, name="watchdog", daemon=True)
 
     def mark(self, step: int, phase: str) -> None:
         """This rank begins a phase of a step. Costs less than a microsecond.
@@ -57,8 +57,8 @@ class Pulse:
         """Something within a phase has gone on; for what takes long, from any thread."""
         self._progress += 1
 
-    def __enter__(self) -> "Pulse":
-        self._radio.start()
+    def __enter__(self) -> "Watchdog":
+        self._channel.start()
         self._watcher.start()
         return self
 
@@ -73,22 +73,23 @@ class Pulse:
             self._at = (step, order, f"{phase}: {kind.__name__}")
         self._over.set()
         # The others wait for one that fails, and shall know where it did.
-        self._radio.stop(in_good_order=kind is None)
+        self._channel.stop(in_good_order=kind is None)
 
-    def _beat(self, count: int, ended: bool) -> Beat:
+    def _heartbeat(self, count: int, ended: bool) -> Heartbeat:
         (step, order, phase), progress = self._at, self._progress
-        return Beat(self._rank, self._host, self._pid, count, step, order, phase, progress, ended)
+        return Heartbeat(self._rank, self._host, self._pid, count, step, order, phase, progress, ended)
 
     def _look(self) -> None:
-        radio = self._radio
+        channel = self._channel
         while not self._over.wait(self._interval):
             now = self._clock.read(time.monotonic())
-            found = self._watch.judge(now, self._beat(0, False), radio.heard, radio.exchanges)
-            if found and found.kind == "unreachable":
-                self._end(found, tells=os.environ["LOCAL_RANK"] == "0")
-            if radio.verdict:
-                self._end(radio.verdict, tells=radio.verdict == radio.proposed)
-            radio.proposed = radio.proposed or found
+            fault = self._detector.judge(now, self._heartbeat(0, False), channel.heard, channel.exchanges)
+            if fault and fault.kind == "unreachable":
+                self._end(fault, tells=os.environ["LOCAL_RANK"] == "0")
+            if channel.verdict:
+                self._end(channel.verdict, tells=channel.verdict == channel.proposed)
+            if channel.proposed is None:
+                channel.proposed = fault
 
     def _end(self, fault: Fault, *, tells: bool) -> None:
         """Ends this process, after the others have had the time to see the verdict and to write down where they are."""

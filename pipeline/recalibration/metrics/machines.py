@@ -1,37 +1,43 @@
-"""The numbers of a step beside what a validation finds: speed, use of the machines, and who holds up the others."""
+"""The machines of a training in numbers: how fast a step was, what it took of them, and who holds up the others."""
 
+import platform
+import re
 import socket
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
 from model_surgery.shape import ModelShape
+from pipeline.recalibration.attempt import TrainingSpec
 from pipeline.recalibration.exchange import Reports
-from pipeline.recalibration.job import Job
-from pipeline.recalibration.metrics import Metrics, Value
+from pipeline.recalibration.metrics.files import Value
+from pipeline.recalibration.metrics.recorder import MetricsRecorder
 from pipeline.recalibration.mfu import mfu, peak_flops
 from pipeline.recalibration.stragglers import HostTimes, spread
-from pipeline.recalibration.usage import described, device_name
 
 _STEPS = 100
 """Over how many steps the times of hosts are averaged."""
 _SLOW = 1.2
 """A host whose own time is this many times the median holds up the others."""
+_PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 
 
-class StepNumbers:
+class MachineMetrics:
     """What is said of every step; all ranks make one."""
 
-    def __init__(self, job: Job, shape: ModelShape, row_length: int, device: torch.device) -> None:
-        mine = (socket.gethostname(), device_name(device))
-        machines: list[tuple[str, str]] = [mine] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(machines, mine)
+    def __init__(self, spec: TrainingSpec, shape: ModelShape, row_length: int, device: torch.device) -> None:
+        own = (socket.gethostname(), device_name(device))
+        machines: list[tuple[str, str]] = [own] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(machines, own)
         self.machines = described(machines)
         """How many of which device every host has."""
-        self._shape, self._row_length, self._tokens = shape, row_length, job.config.batch * row_length
+        self._shape, self._row_length, self._tokens = shape, row_length, spec.config.batch * row_length
         self._hosts = [host for host, _ in machines]
         self._times = HostTimes(self._hosts, _STEPS)
-        named = peak_flops(mine[1])
-        self._peak = named if job.config.peak_tflops is None else job.config.peak_tflops * 1e12
+        named = peak_flops(own[1])
+        self._peak = named if spec.config.peak_tflops is None else spec.config.peak_tflops * 1e12
 
     def measured(self, reports: Reports, seconds: float) -> dict[str, Value]:
         """Numbers that clocks and machines decide (`metrics.MEASURED`), of a step that took so long."""
@@ -53,7 +59,7 @@ class StepNumbers:
             numbers["mfu"] = mfu(self._shape, self._tokens, self._row_length, seconds, devices, self._peak)
         return numbers
 
-    def name_the_slowest(self, step: int, metrics: Metrics) -> None:
+    def name_the_slowest(self, step: int, metrics: MetricsRecorder) -> None:
         """Every so many steps says which host holds up the others, if one does."""
         if step % _STEPS:
             return
@@ -65,3 +71,25 @@ class StepNumbers:
     @staticmethod
     def _most(reports: Reports, name: str) -> float:
         return max(getattr(report, name) for report in reports.ranks)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has held so far: of its GPU as torch allocated it, else resident memory.
+
+    Raises: RuntimeError if the system does not say.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if (peak := _PEAK.search(Path("/proc/self/status").read_text(encoding="ascii"))) is None:
+        raise RuntimeError("/proc/self/status does not say VmHWM, the peak of resident memory")
+    return int(peak[1]) * 1024
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, else the processor's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
+
+
+def described(machines: Iterable[tuple[str, str]]) -> list[str]:
+    """(host, device) of every rank as one line per host and device: 'node7: 8 x NVIDIA H100'."""
+    return [f"{host}: {count} x {name}" for (host, name), count in Counter(machines).items()]

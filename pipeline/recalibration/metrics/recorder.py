@@ -1,35 +1,23 @@
-"""One line of numbers per step in metrics.jsonl, the same in TensorBoard, and a progress bar for people."""
+"""Writing metrics.jsonl and events.jsonl, the same in TensorBoard, and a progress bar for people."""
 
 import json
-import math
 import os
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
 from tqdm import tqdm
 
+from pipeline.recalibration.metrics.files import METRICS_FILE, Line, Value, append_event, as_json, keep_steps
 from pipeline.recalibration.wandb_sync import copied_to_wandb
 
-METRICS_FILE = "metrics.jsonl"
-EVENTS_FILE = "events.jsonl"
-MEASURED = frozenset(
-    {
-        *("step_seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu", "data_wait_seconds"),
-        *("checkpoint_pause_seconds", "memory_bytes", "slowest_rank", "slowest_host"),
-        *("own_seconds_median", "own_seconds_max"),
-    }
-)
-"""Numbers of a line that clocks and machines decide; all others are the same in every run of the same training."""
 _SECONDS_BETWEEN_LINES = 30.0
-Value = float | str | None | list[float | None]
 
 
-class Metrics:
+class MetricsRecorder:
     """Writes the run's numbers and decisions; only rank 0 makes one. A context manager.
 
     On resume, lines after the resumed step are taken off, so that every step stands in metrics.jsonl exactly once.
@@ -53,7 +41,7 @@ class Metrics:
         self._description, self._steps, self._said = description, steps, time.monotonic()
         self._bar = tqdm(total=steps, initial=done, desc=description, unit="step", disable=None)
 
-    def __enter__(self) -> "Metrics":
+    def __enter__(self) -> "MetricsRecorder":
         return self
 
     def __exit__(
@@ -67,7 +55,7 @@ class Metrics:
 
     def write(self, step: int, numbers: Mapping[str, Value]) -> None:
         """Adds the line of one step; numbers that are not finite stand there as null."""
-        line = {name: finite(value) for name, value in numbers.items()}
+        line = as_json(numbers)
         self._file.write(json.dumps({"step": step, **line}) + "\n")
         self._file.flush()
         for name, value in line.items():
@@ -92,7 +80,7 @@ class Metrics:
             for layer, number in enumerate(value):
                 self._plot(f"{name}/layer_{layer:02d}", number, step)
 
-    def _show(self, step: int, line: Mapping[str, Value]) -> None:
+    def _show(self, step: int, line: Line) -> None:
         """Moves the bar; where nobody watches a terminal (a job's log), says a line every half minute instead."""
         shown = progress(line)
         self._bar.set_postfix_str(shown, refresh=False)
@@ -109,18 +97,7 @@ class Metrics:
         os.fsync(self._file.fileno())
 
 
-def append_event(folder: Path, kind: str, step: int, **facts: Value) -> dict[str, Value]:
-    """Adds a line to a training's events.jsonl, on disk when it returns; its facts as they stand there."""
-    line = {name: finite(value) for name, value in facts.items()}
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    with (folder / EVENTS_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"time": now, "step": step, "event": kind, **line}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return line
-
-
-def progress(line: Mapping[str, Value]) -> str:
+def progress(line: Line) -> str:
     """A step's numbers as a person reads them."""
     if "skipped" in line:
         return f"update skipped: {line['skipped']}"
@@ -136,44 +113,3 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def finite(value: Value) -> Value:
-    """The value, or None in place of a number that JSON does not have; so in a list."""
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def keep_steps(path: Path, last: int) -> None:
-    """Drops the lines of steps after `last`, and a line cut off by a kill, atomically."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= last:
-                kept.append(line + "\n")
-        except json.JSONDecodeError:
-            break  # only the last line can be cut
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def read_metrics(folder: Path) -> list[dict[str, Value]]:
-    """The lines of metrics.jsonl in a recalibration folder."""
-    return read_lines(folder / METRICS_FILE)
-
-
-def read_events(folder: Path) -> list[dict[str, Value]]:
-    """The lines of events.jsonl in a recalibration folder."""
-    return read_lines(folder / EVENTS_FILE)
-
-
-def read_lines(path: Path) -> list[dict[str, Value]]:
-    """The whole lines of a file of JSON lines; empty if there is none."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

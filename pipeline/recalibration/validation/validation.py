@@ -13,8 +13,8 @@ from data_prep.artifact import ShardSet
 from data_prep.rows import RowDataset, build_rows
 from model_surgery.megatron.model import token_losses
 from pipeline.recalibration.batches import read_rows
-from pipeline.recalibration.measured import Measured
-from pipeline.recalibration.recall_probe import probe_rows, recalled
+from pipeline.recalibration.metrics.validation_result import ValidationResult
+from pipeline.recalibration.validation.recall import recall_rows, recalled
 from pipeline.recipe.recalibration import RecalibrationConfig
 
 _PARTS = 16
@@ -29,8 +29,8 @@ class Length:
 
     multiple: int
     rows: RowDataset
-    probes: Tensor | None
-    """Rows for recall (see `probe_rows`), or None."""
+    recall_rows: Tensor | None
+    """Rows for recall (see `recall_rows`), or None."""
     micro_batch: int
 
 
@@ -52,13 +52,15 @@ class Validation:
         lengths = []
         for multiple in config.validation_lengths:
             rows = held_out_rows(config, shards, folder, multiple, cache_dir)
-            probes = None
+            repeated = None
             if config.recall_samples:
-                probes = probe_rows(rows, samples=config.recall_samples, eos_id=shards.eos_id, seed=config.seed)
-            lengths.append(Length(multiple, rows, probes, rows_at_once(config, shards, multiple)))
+                repeated = recall_rows(rows, samples=config.recall_samples, eos_id=shards.eos_id, seed=config.seed)
+            lengths.append(Length(multiple, rows, repeated, rows_at_once(config, shards, multiple)))
         return cls(tuple(lengths), device)
 
-    def measure(self, engine: deepspeed.DeepSpeedEngine, progress: Callable[[], None] = lambda: None) -> Measured:
+    def measure(
+        self, engine: deepspeed.DeepSpeedEngine, progress: Callable[[], None] = lambda: None
+    ) -> ValidationResult:
         """Every loss and recall; every data-parallel rank takes its share of the rows. `progress` is told every pass.
 
         The loss is the one that is trained: where documents are masked, they are masked here too and only counted
@@ -67,11 +69,15 @@ class Validation:
         engine.eval()
         with torch.no_grad():
             sums = {length.multiple: self._sums_by_position(engine, length, progress) for length in self.lengths}
-            recalls = {n.multiple: self._recall(engine, n, progress) for n in self.lengths if n.probes is not None}
+            recalls = {
+                length.multiple: self._recall(engine, length.recall_rows, length.micro_batch, progress)
+                for length in self.lengths
+                if length.recall_rows is not None
+            }
         engine.train()
         longest = max(self.lengths, key=lambda length: length.multiple)
         by_position = sums[longest.multiple]
-        return Measured(
+        return ValidationResult(
             losses={multiple: (total[0].sum() / total[1].sum()).item() for multiple, total in sums.items()},
             recalls=recalls,
             longest=len(longest.rows[0]["tokens"]),
@@ -92,16 +98,19 @@ class Validation:
         torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
         return total
 
-    def _recall(self, engine: deepspeed.DeepSpeedEngine, length: Length, progress: Callable[[], None]) -> float:
+    def _recall(
+        self, engine: deepspeed.DeepSpeedEngine, repeated: Tensor, micro_batch: int, progress: Callable[[], None]
+    ) -> float:
+        """The share that is recalled of the sequences in `repeated`, as `recall_rows` makes them."""
         total = torch.zeros((), dtype=torch.float64, device=self._device)
-        for indices in passes(len(length.probes), length.micro_batch):
+        for indices in passes(len(repeated), micro_batch):
             progress()
-            rows = length.probes[indices or [0]].to(self._device)
-            found = recalled(token_losses(engine, rows[:, :-1].contiguous(), rows[:, 1:].contiguous()))
+            rows = repeated[indices or [0]].to(self._device)
+            shares = recalled(token_losses(engine, rows[:, :-1].contiguous(), rows[:, 1:].contiguous()))
             if indices:
-                total += found.sum()
+                total += shares.sum()
         torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group())
-        return total.item() / len(length.probes)
+        return total.item() / len(repeated)
 
 
 def rows_at_once(config: RecalibrationConfig, shards: ShardSet, multiple: int) -> int:
@@ -121,8 +130,8 @@ def passes(count: int, micro_batch: int) -> Iterator[list[int]]:
     """
     ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
     for start in range(0, count, micro_batch * ranks):
-        mine = start + rank * micro_batch
-        yield list(range(mine, min(mine + micro_batch, count)))
+        first = start + rank * micro_batch
+        yield list(range(first, min(first + micro_batch, count)))
 
 
 def position_sums(losses: Tensor, counted: Tensor | None) -> Tensor:
@@ -144,13 +153,13 @@ def held_out_rows(
     """
     length = multiple * shards.row_length
     # With the held-out documents in the training ones' place no index over those is built for each length.
-    held = tuple(
+    held_out = tuple(
         source.model_copy(update={"train": source.validation})
         for source in shards.sources
         if source.validation.tokens > length
     )
     rows = build_rows(
-        shards.model_copy(update={"sources": held}),
+        shards.model_copy(update={"sources": held_out}),
         folder,
         train_rows=1,
         validation_rows=max(1, config.validation_rows // multiple),
@@ -158,4 +167,5 @@ def held_out_rows(
         mask_documents=config.mask_documents,
         cache_dir=cache_dir,
     )
+    assert rows.validation is not None  # rows were asked for
     return rows.validation

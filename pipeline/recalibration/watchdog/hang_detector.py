@@ -2,8 +2,8 @@
 
 from collections.abc import Hashable, Mapping
 
-from pipeline.recalibration.pulse.beat import Beat
-from pipeline.recalibration.pulse.fault import Fault
+from pipeline.recalibration.watchdog.fault import Fault, Kind
+from pipeline.recalibration.watchdog.heartbeat import Heartbeat
 
 
 class AwakeClock:
@@ -16,7 +16,8 @@ class AwakeClock:
     def __init__(self, longest_gap: float) -> None:
         """A gap between two readings counts for at most `longest_gap` seconds."""
         self._longest_gap = longest_gap
-        self._awake, self._last = 0.0, None
+        self._awake = 0.0
+        self._last: float | None = None
 
     def read(self, now: float) -> float:
         """`now`: a monotonic time, seconds."""
@@ -26,8 +27,8 @@ class AwakeClock:
         return self._awake
 
 
-class Watch:
-    """One rank's view of a training: its own marks, and beats of others as they come in.
+class HangDetector:
+    """One rank's view of a training: its own marks, and heartbeats of others as they come in.
 
     Nothing is a fault while the rank itself goes on, whatever it hears or does not hear. Clocks of hosts differ, so all
     times are this watcher's own: since when it has seen a value unchanged.
@@ -43,13 +44,13 @@ class Watch:
 
     @property
     def watched(self) -> range:
-        """The ranks whose beats `judge` needs."""
+        """The ranks whose heartbeats `judge` needs."""
         return range(self._world_size) if self._rank == 0 else range(1)
 
-    def judge(self, now: float, own: Beat, heard: Mapping[int, Beat], exchanges: int) -> Fault | None:
+    def judge(self, now: float, own: Heartbeat, heard: Mapping[int, Heartbeat], exchanges: int) -> Fault | None:
         """Whether the training stands still, and who holds it up.
 
-        `heard`: the newest beats of the watched ranks; `exchanges`: how often the store has answered so far.
+        `heard`: the newest heartbeats of the watched ranks; `exchanges`: how often the store has answered so far.
         """
         still = self._unchanged("own", own.moved, now)
         unanswered = self._unchanged("store", exchanges, now)
@@ -64,20 +65,20 @@ class Watch:
             return None
         culprits = [beat for beat in running if silent[beat.rank] >= self._limit / 2]
         if culprits:
-            return self._found("silent", culprits, max(silent[beat.rank] for beat in culprits))
+            return self._fault("silent", culprits, max(silent[beat.rank] for beat in culprits))
         if self._rank != 0 or not running:
             return None
         last = min(beat.place for beat in running)
         behind = [beat for beat in running if beat.place == last]
-        return self._found("stalled", behind, min(standing[beat.rank] for beat in behind))
+        return self._fault("stalled", behind, min(standing[beat.rank] for beat in behind))
 
-    def _found(self, kind: str, culprits: list[Beat], seconds: float) -> Fault:
+    def _fault(self, kind: Kind, culprits: list[Heartbeat], seconds: float) -> Fault:
         waiting = set(range(self._world_size)) - {beat.rank for beat in culprits}
         return Fault.of(kind, culprits, seconds=seconds, waiting=waiting, found_by=self._rank)
 
-    def _unreachable(self, own: Beat, seconds: float) -> Fault:
-        found = Fault.of("unreachable", [own], seconds=seconds, waiting=[own.rank], found_by=self._rank)
-        return found.model_copy(update={"ranks": (0,), "hosts": (self._store_host,), "pids": ()})
+    def _unreachable(self, own: Heartbeat, seconds: float) -> Fault:
+        fault = Fault.of("unreachable", [own], seconds=seconds, waiting=[own.rank], found_by=self._rank)
+        return fault.model_copy(update={"ranks": (0,), "hosts": (self._store_host,), "pids": ()})
 
     def _unchanged(self, key: Hashable, value: object, now: float) -> float:
         """For how long the value has been seen as it is, seconds."""

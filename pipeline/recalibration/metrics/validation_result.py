@@ -1,24 +1,22 @@
-"""What validations found, and validation.jsonl: a line for each."""
+"""What a validation finds, and its line in validation.jsonl."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.recalibration.metrics import finite, keep_steps, read_lines
-
-VALIDATION_FILE = "validation.jsonl"
+from foundation.files import append_line
+from pipeline.recalibration.metrics.files import VALIDATION_FILE, finite, keep_steps
 
 
 @dataclass(frozen=True)
-class Measured:
+class ValidationResult:
     """What one validation found, the same on every rank; keys are multiples of the training length."""
 
     losses: dict[int, float]
     """Nats per token: of counted tokens where documents are masked."""
     recalls: dict[int, float]
-    """Share of repeated tokens that were recalled (see `recall_probe`); empty where that is not asked."""
+    """Share of repeated tokens that were recalled (see `validation.recall`); empty where that is not asked."""
     longest: int
     """Tokens of a row of the longest length."""
     by_position: list[float]
@@ -35,19 +33,11 @@ class Measured:
         return {name: finite(value) for name, value in self.scalars().items()} | {"by_position": by_position}
 
 
-def write_validation(folder: Path, step: int, measured: Measured) -> None:
+def write_validation(folder: Path, step: int, result: ValidationResult) -> None:
     """Adds a line to validation.jsonl, on disk when it returns; lines of this step and later ones are taken off.
 
     Those were written before the run went back to an earlier checkpoint.
     """
     path = folder / VALIDATION_FILE
     keep_steps(path, step - 1)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **measured.as_json()}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_validation(folder: Path) -> list[dict[str, Any]]:
-    """The lines of validation.jsonl in a recalibration folder."""
-    return read_lines(folder / VALIDATION_FILE)
+    append_line(path, json.dumps({"step": step, **result.as_json()}))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.recalibration.guard.rollbacks import (
+from pipeline.recalibration.guard.rollback import (
     ROLLBACKS_FILE,
     Rollback,
     batch_of,

@@ -6,7 +6,7 @@ Logits that grow without bound precede divergence (Dehghani et al. 2023, arXiv:2
 import math
 from functools import partial
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import deepspeed
 import torch
@@ -19,7 +19,7 @@ _QUERIES = 128
 """Queries whose logits are held at once: with 32 heads over 4,096 keys that is 64 MiB."""
 
 
-class LayerWatch:
+class LayerMetrics:
     """Looks into the attention of every layer while it is on; off, it costs nothing.
 
     It takes the first row of the first forward pass: later micro batches, and layers that are computed again in the
@@ -28,12 +28,13 @@ class LayerWatch:
 
     def __init__(self, model: torch.nn.Module, shape: ModelShape) -> None:
         """`model` of `shape`, without an engine around it."""
-        self._attentions = [layer.self_attention for layer in model.decoder.layers]
+        decoder: Any = model.decoder  # Megatron-core has no types
+        self._attentions = [layer.self_attention for layer in decoder.layers]
         self._shape = shape
         self._maxima: dict[int, Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
-    def __enter__(self) -> "LayerWatch":
+    def __enter__(self) -> "LayerMetrics":
         """Looks at the next forward pass; what was seen before is forgotten."""
         self._maxima = {}
         self._hooks = [
@@ -48,7 +49,7 @@ class LayerWatch:
         for hook in self._hooks:
             hook.remove()
 
-    def _look(self, number: int, core: torch.nn.Module, inputs: tuple[Tensor | None, ...]) -> None:
+    def _look(self, number: int, core: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> None:
         if number in self._maxima:
             return
         query, key, _, mask = inputs
@@ -82,10 +83,10 @@ class LayerWatch:
         with deepspeed.zero.GatheredParameters(weights):  # does nothing below ZeRO 3
             size = len(weights[0])
             true = size if kind == "per_head" else true_part(self._shape.norm_width(part), size, group.rank())
-            mine = torch.stack([summary(weight.detach()[:true].float()) for weight in weights])
-        ranks = mine.new_empty(group.size() * len(mine), 4)
-        torch.distributed.all_gather_into_tensor(ranks, mine, group=group)
-        total, count, lowest, highest = ranks.view(group.size(), len(mine), 4).unbind(-1)
+            own = torch.stack([summary(weight.detach()[:true].float()) for weight in weights])
+        ranks = own.new_empty(group.size() * len(own), 4)
+        torch.distributed.all_gather_into_tensor(ranks, own, group=group)
+        total, count, lowest, highest = ranks.view(group.size(), len(own), 4).unbind(-1)
         numbers = {"mean": total.sum(0) / count.sum(0), "min": lowest.amin(0), "max": highest.amax(0)}
         return {f"{part}_norm_weight_{name}": values.tolist() for name, values in numbers.items()}
 

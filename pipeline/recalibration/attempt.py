@@ -1,4 +1,4 @@
-"""What the training processes are told, and what they say when they end: two JSON files."""
+"""One life of the training processes: what they are to do, and why they ended. Two JSON files."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,8 +11,8 @@ from pipeline.recipe.recalibration import ResolvedTraining
 END_FILE = "end.json"
 
 
-class Job(BaseModel):
-    """Inputs and output of one training run; written by the stage, read by every rank."""
+class TrainingSpec(BaseModel):
+    """Inputs and output of one training; written by the stage (job.json), read by every rank."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,7 +34,7 @@ class Job(BaseModel):
         return self.out_dir / "checkpoints"
 
 
-class End(BaseModel):
+class AttemptEnd(BaseModel):
     """Why the training processes ended; rank 0's last act, or that of a rank that refuses to go on.
 
     finished: the budget is used up. stopped: a signal came, the step's checkpoint is there. drop: the next processes go
@@ -52,11 +52,11 @@ class End(BaseModel):
         write_json(out_dir / END_FILE, self.model_dump())
 
     @staticmethod
-    def take(out_dir: Path) -> "End | None":
+    def take(out_dir: Path) -> "AttemptEnd | None":
         """What is there, which is then removed: the next processes leave their own."""
         path = out_dir / END_FILE
         if not path.is_file():
             return None
-        end = End.model_validate_json(path.read_bytes())
+        end = AttemptEnd.model_validate_json(path.read_bytes())
         path.unlink()
         return end

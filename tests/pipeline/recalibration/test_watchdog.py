@@ -10,50 +10,50 @@ import pytest
 
 from pipeline.errors import StageFailed
 from pipeline.launch.processes import torchrun
-from pipeline.recalibration.pulse import Fault
-from pipeline.recalibration.pulse.beat import Beat
-from pipeline.recalibration.pulse.fault import ranks_in_words
-from pipeline.recalibration.pulse.pulse import Pulse
-from pipeline.recalibration.pulse.watch import AwakeClock, Watch
 from pipeline.recalibration.stragglers import HostTimes, spread
+from pipeline.recalibration.watchdog import Fault
+from pipeline.recalibration.watchdog.fault import ranks_in_words
+from pipeline.recalibration.watchdog.hang_detector import AwakeClock, HangDetector
+from pipeline.recalibration.watchdog.heartbeat import Heartbeat
+from pipeline.recalibration.watchdog.watchdog import Watchdog
 
-WORKER, RANKS, LIMIT, FAULTY = "tests.pipeline.recalibration.pulse_worker", 4, 3.0, 5
+WORKER, RANKS, LIMIT, FAULTY = "tests.pipeline.recalibration.watchdog_worker", 4, 3.0, 5
 HOST = socket.gethostname()
 
 
-def beat(rank: int, count: int = 0, step: int | None = 7, order: int = 0, ended: bool = False) -> Beat:
-    return Beat(rank, f"node{rank // 2}", 100 + rank, count, step, order, ("data", "forward")[order], 0, ended)
+def heartbeat(rank: int, count: int = 0, step: int | None = 7, order: int = 0, ended: bool = False) -> Heartbeat:
+    return Heartbeat(rank, f"node{rank // 2}", 100 + rank, count, step, order, ("data", "forward")[order], 0, ended)
 
 
 class Ranks:
-    """Four ranks on two hosts, as rank `by` sees them; every second those that are not silent send a beat."""
+    """Four ranks on two hosts, as rank `by` sees them; every second those that are not silent send one."""
 
     def __init__(self, by: int = 0) -> None:
-        self.watch = Watch(by, RANKS, limit=10.0, store_host="node0")
+        self.detector = HangDetector(by, RANKS, limit=10.0, store_host="node0")
         self.by, self.now, self.exchanges = by, 0.0, 0
 
-    def judge(self, seconds: int, beats: list[Beat], silent: tuple[int, ...] = ()) -> Fault | None:
+    def judge(self, seconds: int, heartbeats: list[Heartbeat], silent: tuple[int, ...] = ()) -> Fault | None:
         for _ in range(seconds):
             self.now += 1.0
             self.exchanges += self.by not in silent
-            heard = {b.rank: self.counted(b) if b.rank not in silent else b for b in beats}
-            heard = {rank: heard[rank] for rank in self.watch.watched}
-            if fault := self.watch.judge(self.now, beats[self.by], heard, self.exchanges):
+            heard = {b.rank: self.counted(b) if b.rank not in silent else b for b in heartbeats}
+            heard = {rank: heard[rank] for rank in self.detector.watched}
+            if fault := self.detector.judge(self.now, heartbeats[self.by], heard, self.exchanges):
                 return fault
         return None
 
-    def counted(self, b: Beat) -> Beat:
-        return Beat(b.rank, b.host, b.pid, self.exchanges, b.step, b.order, b.phase, b.progress, b.ended)
+    def counted(self, b: Heartbeat) -> Heartbeat:
+        return Heartbeat(b.rank, b.host, b.pid, self.exchanges, b.step, b.order, b.phase, b.progress, b.ended)
 
 
 def test_who_holds_up_a_training_that_stands_still() -> None:
-    waits = [beat(rank, order=1) for rank in range(RANKS)]
-    fault = Ranks().judge(20, [*waits[:2], beat(2), beat(3)], silent=(2, 3))
+    waits = [heartbeat(rank, order=1) for rank in range(RANKS)]
+    fault = Ranks().judge(20, [*waits[:2], heartbeat(2), heartbeat(3)], silent=(2, 3))
     assert fault.kind == "silent" and fault.ranks == (2, 3) and fault.waiting == (0, 1) and fault.seconds == 10.0
     assert fault.line.startswith(
         "ranks 2-3 (host node1) stopped answering 10 s ago, last heard in step 7 (data); ranks 0-1"
     )
-    fault = Ranks().judge(20, [*waits[:3], beat(3)])
+    fault = Ranks().judge(20, [*waits[:3], heartbeat(3)])
     assert fault.line.startswith("rank 3 (host node1, pid 103) made no progress in step 7 (data) for 10 s; ranks 0-2")
     fault = Ranks().judge(20, waits)
     assert fault.line.startswith("all 4 ranks stand at the same point of step 7 (forward) for 10 s; where each stands:")
@@ -67,18 +67,18 @@ def test_who_holds_up_a_training_that_stands_still() -> None:
 
 
 def test_what_is_no_fault() -> None:
-    waits = [beat(rank, order=1) for rank in range(RANKS)]
+    waits = [heartbeat(rank, order=1) for rank in range(RANKS)]
     for silent in ((1, 3), (0,)):  # others, or the store, are not heard, but the training goes on
         ranks = Ranks()
         for step in range(10):
-            assert ranks.judge(8, [beat(rank, step=step) for rank in range(RANKS)], silent) is None
+            assert ranks.judge(8, [heartbeat(rank, step=step) for rank in range(RANKS)], silent) is None
     ranks = Ranks()
     for count in range(10):  # one writes a long checkpoint
-        busy = Beat(3, "node1", 103, count, 7, 0, "checkpoint", count, False)
+        busy = Heartbeat(3, "node1", 103, count, 7, 0, "checkpoint", count, False)
         assert ranks.judge(8, [*waits[:3], busy]) is None
-    assert Ranks().judge(100, [*waits[:3], beat(3, step=None)]) is None  # one is still starting
-    assert Ranks(by=3).judge(100, [*waits[:3], beat(3, step=None)], silent=(0,)) is None
-    gone = [beat(rank, ended=True) for rank in range(RANKS)]
+    assert Ranks().judge(100, [*waits[:3], heartbeat(3, step=None)]) is None  # one is still starting
+    assert Ranks(by=3).judge(100, [*waits[:3], heartbeat(3, step=None)], silent=(0,)) is None
+    gone = [heartbeat(rank, ended=True) for rank in range(RANKS)]
     assert Ranks(by=2).judge(100, [gone[0], *waits[1:]], silent=(0,)) is None  # rank 0 is through
     assert Ranks().judge(100, gone) is None
 
@@ -95,9 +95,9 @@ def test_ranks_in_words() -> None:
 
 def test_the_slowest_rank_and_host() -> None:
     hosts = ["node0", "node0", "node1", "node1", "node2", "node2"]
-    found = spread([1.0, 1.2, 1.0, 1.8, 1.0, 1.1], hosts)
-    assert (found.slowest_rank, found.slowest_host, found.seconds_max) == (3, "node1", 1.8)
-    assert found.seconds_median == pytest.approx(1.05) and found.ratio == pytest.approx(1.8 / 1.05)
+    slowest = spread([1.0, 1.2, 1.0, 1.8, 1.0, 1.1], hosts)
+    assert (slowest.slowest_rank, slowest.slowest_host, slowest.seconds_max) == (3, "node1", 1.8)
+    assert slowest.seconds_median == pytest.approx(1.05) and slowest.ratio == pytest.approx(1.8 / 1.05)
     assert spread([0.0, 0.0], ["a", "b"]).ratio == 1.0
     times = HostTimes(hosts, steps=4)
     times.add([9.0, 0.0, 0.0, 0.0, 0.0, 0.0])  # falls out of the four
@@ -161,8 +161,8 @@ def test_a_machine_of_the_store_that_is_gone_ends_the_job(tmp_path: Path, capfd:
 def test_a_mark_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}.items():
         monkeypatch.setenv(name, value)
-    pulse, marks = Pulse(tmp_path, LIMIT), 100_000
+    watchdog, marks = Watchdog(tmp_path, LIMIT), 100_000
     began = os.times().user
     for step in range(marks):
-        pulse.mark(step, "forward")
+        watchdog.mark(step, "forward")
     assert (os.times().user - began) / marks < 5e-6

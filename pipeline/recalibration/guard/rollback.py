@@ -1,10 +1,10 @@
-"""Going back: which batches and which learning rate the steps after it have, kept in rollbacks.json of a training.
+"""Rollbacks: which checkpoint, and which batches and learning rate the steps after it have; kept in rollbacks.json.
 
 A step's batch and learning rate are functions of its number and of these records, so a run that is resumed, also with
 another number of ranks, reads what it would have read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -59,8 +59,8 @@ def batch_of(step: int, rollbacks: Sequence[Rollback], steps: int) -> int:
 
 def lr_scale_of(step: int, rollbacks: Sequence[Rollback]) -> float:
     """What the scheduled learning rate of a step is multiplied with."""
-    found = _in_force(step, rollbacks)
-    return found.lr_scale if found else 1.0
+    rollback = _in_force(step, rollbacks)
+    return rollback.lr_scale if rollback else 1.0
 
 
 def decide(
@@ -101,6 +101,20 @@ def recurs(step: int, rollbacks: Sequence[Rollback], config: GuardConfig) -> boo
     return bool(rollbacks) and step <= rollbacks[-1].step + config.patience
 
 
+def step_to_go_back_to(
+    calm: Iterable[int], step: int, in_a_row: int, rollbacks: Sequence[Rollback], config: GuardConfig
+) -> int:
+    """The newest calm checkpoint from before the trouble; where it is the last trouble again, from before that one's.
+
+    `calm`: steps of checkpoints at which no update was being skipped; `step` ends `in_a_row` updates that were skipped.
+    0, the start, if there is none.
+    """
+    before = [checkpoint for checkpoint in calm if checkpoint <= step - in_a_row]
+    if recurs(step, rollbacks, config):
+        before = [checkpoint for checkpoint in before if checkpoint < rollbacks[-1].to_step] or before
+    return max(before, default=0)
+
+
 def read_rollbacks(folder: Path) -> tuple[Rollback, ...]:
     """The rollbacks of a training, oldest first; none where it has no such file.
 
@@ -127,8 +141,8 @@ def write_rollbacks(folder: Path, rollbacks: Sequence[Rollback]) -> None:
 
 
 def _batch_without_end(step: int, rollbacks: Sequence[Rollback]) -> int:
-    found = _in_force(step, rollbacks)
-    return found.first_batch + step - found.to_step - 1 if found else step
+    rollback = _in_force(step, rollbacks)
+    return rollback.first_batch + step - rollback.to_step - 1 if rollback else step
 
 
 def _in_force(step: int, rollbacks: Sequence[Rollback]) -> Rollback | None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from model_surgery.megatron.attention import document_mask
-from pipeline.recalibration import layer_numbers
-from pipeline.recalibration.layer_numbers import largest_logit, summary, true_part
+from pipeline.recalibration.metrics import layers
+from pipeline.recalibration.metrics.layers import largest_logit, summary, true_part
 
 LENGTH, HEADS, WIDTH = 11, 4, 8
 
@@ -31,7 +31,7 @@ def test_the_largest_logit_entry_by_entry(
     kv_heads: int, queries: int, masked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The largest of all stands where it must not count: at a later key, or one of another document."""
-    monkeypatch.setattr(layer_numbers, "_QUERIES", queries)
+    monkeypatch.setattr(layers, "_QUERIES", queries)
     draw = torch.Generator().manual_seed(kv_heads)
     query, key = (torch.randn(LENGTH, n, WIDTH, generator=draw) for n in (HEADS, kv_heads))
     documents = torch.tensor([0] * 5 + [1] * 6) if masked else torch.zeros(LENGTH)

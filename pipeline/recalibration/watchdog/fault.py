@@ -1,4 +1,4 @@
-"""What is found of a training that stands still: one line for people, one file for the process that started it."""
+"""The diagnosis of a training that stands still: one line for people, one file for the process that started it."""
 
 from collections.abc import Iterable
 from itertools import groupby
@@ -8,10 +8,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from foundation.files import write_json
-from pipeline.recalibration.pulse.beat import Beat
+from pipeline.recalibration.watchdog.heartbeat import Heartbeat
 
 FAULT_FILE = "hang.json"
 STACKS_FOLDER = "stacks"
+
+
+Kind = Literal["silent", "stalled", "unreachable"]
 
 
 class Fault(BaseModel):
@@ -23,7 +26,7 @@ class Fault(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["silent", "stalled", "unreachable"]
+    kind: Kind
     ranks: tuple[int, ...]
     hosts: tuple[str, ...]
     """Of each of the ranks."""
@@ -42,21 +45,21 @@ class Fault(BaseModel):
     @classmethod
     def of(
         cls,
-        kind: Literal["silent", "stalled", "unreachable"],
-        culprits: Iterable[Beat],
+        kind: Kind,
+        culprits: Iterable[Heartbeat],
         *,
         seconds: float,
         waiting: Iterable[int],
         found_by: int,
     ) -> "Fault":
         """`culprits` have begun a step."""
-        found = sorted(culprits, key=lambda beat: beat.rank)
-        last = min(found, key=lambda beat: beat.place)
+        ordered = sorted(culprits, key=lambda beat: beat.rank)
+        last = min(ordered, key=lambda beat: beat.place)
         return cls(
             kind=kind,
-            ranks=tuple(beat.rank for beat in found),
-            hosts=tuple(beat.host for beat in found),
-            pids=tuple(beat.pid for beat in found),
+            ranks=tuple(beat.rank for beat in ordered),
+            hosts=tuple(beat.host for beat in ordered),
+            pids=tuple(beat.pid for beat in ordered),
             step=last.place[0],
             phase=last.phase,
             seconds=round(seconds, 1),
@@ -71,21 +74,22 @@ class Fault(BaseModel):
 
     @property
     def line(self) -> str:
-        where = f"step {self.step:,} ({self.phase})"
-        if self.kind == "silent":
-            found = f"{self._who()} stopped answering {self.seconds:.0f} s ago, last heard in {where}"
-        elif self.kind == "unreachable":
-            found = f"the machine of {self._who()} cannot be reached; nothing has moved since {where} for"
-            found += f" {self.seconds:.0f} s"
-        elif self.waiting or len(self.ranks) == 1:
-            found = f"{self._who()} made no progress in {where} for {self.seconds:.0f} s"
-        else:
-            found = f"all {len(self.ranks)} ranks stand at the same point of {where} for {self.seconds:.0f} s"
         waiting = f"; {ranks_in_words(self.waiting)} wait{'' if len(self.waiting) > 1 else 's'}" if self.waiting else ""
         return (
-            f"{found}{waiting}; where each stands: {self.stacks}; the job ends, "
+            f"{self._what()}{waiting}; where each stands: {self.stacks}; the job ends, "
             "the next one goes on from the newest checkpoint"
         )
+
+    def _what(self) -> str:
+        where = f"step {self.step:,} ({self.phase})"
+        if self.kind == "silent":
+            return f"{self._who()} stopped answering {self.seconds:.0f} s ago, last heard in {where}"
+        if self.kind == "unreachable":
+            lost = f"the machine of {self._who()} cannot be reached"
+            return f"{lost}; nothing has moved since {where} for {self.seconds:.0f} s"
+        if self.waiting or len(self.ranks) == 1:
+            return f"{self._who()} made no progress in {where} for {self.seconds:.0f} s"
+        return f"all {len(self.ranks)} ranks stand at the same point of {where} for {self.seconds:.0f} s"
 
     def _who(self) -> str:
         hosts = dict.fromkeys(self.hosts)

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
-class Beat:
-    """Where a rank is. `count` grows with every beat, so that one that repeats itself is not taken for a new one."""
+class Heartbeat:
+    """Where a rank is. `count` grows with every one: a heartbeat that is read again is not taken for a new one."""
 
     rank: int
     host: str
@@ -29,12 +29,12 @@ class Beat:
 
     @property
     def moved(self) -> tuple[int, int, int]:
-        """Differs from that of an earlier beat if the rank has gone on since."""
+        """Differs from that of an earlier heartbeat if the rank has gone on since."""
         return (*self.place, self.progress)
 
     def encode(self) -> str:
         return json.dumps(asdict(self))
 
     @staticmethod
-    def decode(text: bytes) -> "Beat":
-        return Beat(**json.loads(text))
+    def decode(text: bytes) -> "Heartbeat":
+        return Heartbeat(**json.loads(text))
