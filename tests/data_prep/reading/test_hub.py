@@ -1,5 +1,6 @@
 """Data sets of the Hub, read by a process of its own from a small Hub on this machine and from the cache it leaves."""
 
+import errno
 import json
 import os
 import subprocess
@@ -7,13 +8,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from data_prep.config import SourceConfig
 from data_prep.errors import DataError
+from data_prep.reading import hub as hub_module
 from data_prep.reading.pieces import file_pieces
 from data_prep.reading.readers import read_piece
 from data_prep.reading.sources import source_files
+from foundation.errors import DiskError
 from tests.hub_server import COMMIT, HubServer
 
 NAME = "org/web"
@@ -228,6 +232,16 @@ def test_a_file_behind_a_plain_url_is_read_in_parts(hub: HubServer, stories: lis
     hub.files["sample/000.parquet"] = hub.files["sample/001.parquet"]
     with pytest.raises(DataError, match="has changed"):
         file.refuse_changed()
+
+
+def test_a_disk_that_fills_while_files_are_brought_is_no_silent_hub(monkeypatch: pytest.MonkeyPatch):
+    def fill(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(hub_module, "_files", lambda hub: [])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fill)
+    with pytest.raises(DiskError, match="the disk is full; make room, or set HF_HOME to another disk"):
+        hub_module.fetch_files(SourceConfig(**SAMPLE))
 
 
 def test_offline_without_a_cache_says_what_to_fetch(hub: HubServer, tmp_path: Path):
