@@ -125,18 +125,34 @@ def test_an_index_that_disagrees_with_the_files_is_refused(sharded: Path, tmp_pa
     stored_tensors(sharded)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "b"}}'])
-def test_an_index_that_is_none_is_refused(content: str, sharded: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "not valid JSON (Expecting value"),
+        ("[]", "holds a JSON list, not an object"),
+        ("{}", "holds no weight_map or no metadata; fetch it again"),
+        ('{"weight_map": {}}', "holds no weight_map or no metadata; fetch it again"),
+        ('{"weight_map": {"a": "b"}}', "holds no weight_map or no metadata; fetch it again"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(content: str, reason: str, sharded: Path, tmp_path: Path) -> None:
     (sharded / INDEX).write_text(content)
-    assert INDEX in refusal(sharded, tmp_path)
+    assert f"/{INDEX}: {reason}" in refusal(sharded, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["/etc/hostname", "../model.safetensors", "..", ".", "", "a/b", "a\nb"])
-def test_an_index_that_points_elsewhere_is_refused(name: str, sharded: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        *((name, f"{INDEX}: names {name!r}, which is not a file") for name in ("/etc/hostname", "../a", ".", "a/b")),
+        ("a\nb", f"{INDEX}: names 'a\\nb', which is not a file"),
+        *((name, f": no such file, though {INDEX} names it") for name in ("..", "")),
+    ],
+)
+def test_an_index_that_points_elsewhere_is_refused(name: str, reason: str, sharded: Path, tmp_path: Path) -> None:
     index = json.loads((sharded / INDEX).read_text())
     index["weight_map"][NORM] = name
     (sharded / INDEX).write_text(json.dumps(index))
-    assert INDEX in refusal(sharded, tmp_path)
+    assert reason in refusal(sharded, tmp_path)
 
 
 def test_links_are_followed_as_the_hub_cache_has_them(sharded: Path, tensors: dict, tmp_path: Path) -> None:

@@ -148,7 +148,9 @@ def test_the_longest_length_is_the_headline_without_4x(run) -> None:
     run.lengths = (1, 2)
     assert summary(run.results(run.recipe().evaluation))[-1].startswith("At 2x its context (128 tokens)")
     run.lengths = (1,)
-    assert all(s.startswith("At its own context") for s in summary(run.results(run.recipe().evaluation)))
+    recall, loss = summary(run.results(run.recipe().evaluation))
+    assert recall.startswith("At its own context (64 tokens) DroPE recalls")
+    assert loss.startswith("At its own context (64 tokens) DroPE has a loss of")
 
 
 def test_the_form_of_drope_is_chosen_by_configuration(full) -> None:

@@ -123,7 +123,9 @@ def test_a_loss_on_other_text_is_unpaired_and_on_other_tokens_not_compared(two: 
     results = other.results.model_copy(update={"tokenizer_digest": "00" * 32})
     changed = type(other)(other.name, other.folder, other.data, results, other.variant)
     losses = next(s for s in sections([one, changed]) if s.heading == "Loss (nats per token)")
-    assert all((line.cells[1].verdict, line.cells[1].difference) == ("of other tokens", "") for line in losses.lines)
+    assert [(line.length, line.cells[1].verdict, line.cells[1].difference) for line in losses.lines] == [
+        (f"{factor}x", "of other tokens", "") for factor in (1, 2, 4, 8)
+    ]
 
 
 def test_the_mean_of_other_tasks_is_not_compared(two: list[Path]) -> None:
