@@ -1,3 +1,5 @@
+import errno
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -7,6 +9,7 @@ from eval.config import EvaluationConfig
 from eval.results import Curve, SampleValues, Score
 from eval.run import share_of
 from eval.units import UNITS, Unit, UnitResult, curves_of, keep, kept, plan_units, scores_of, unit_digest, values_of
+from foundation.errors import DiskError
 
 RECALL = {"fact": "{key} {value} ", "question": "{key}", "keys": ("a", "b"), "values": ("x", "y"), "needles": 1}
 TASK = {"name": "arc", "path": "arc.jsonl"}
@@ -94,6 +97,18 @@ def test_kept_unit_is_read_back(tmp_path: Path) -> None:
     assert kept(tmp_path, unit, "another") is None
     (tmp_path / UNITS / "loss-pi-2x.json").write_text("{")
     assert kept(tmp_path, unit, result.digest) is None
+
+
+def test_a_unit_that_the_disk_cannot_hold_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, unit = full_config(), Unit("loss", "loss", "pi", 2)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskError, match=r"loss-pi-2x\.json: the disk is full; free some space and run again, finished"):
+        keep(tmp_path, unit, result_of(unit, config))
+    assert list((tmp_path / UNITS).iterdir()) == []
 
 
 @pytest.mark.parametrize(
