@@ -46,8 +46,10 @@ def test_what_runs_record_keeps_the_old_name() -> None:
     ],
 )
 def test_a_length_in_tokens_is_no_context_factor(section: dict) -> None:
-    said = "these are multiples of the training context, 64 at most, not tokens; for 4096 tokens of a context of 2048"
-    with pytest.raises(ValidationError, match=f"{said} write 2 "):
+    message = (
+        "these are multiples of the training context, 64 at most, not tokens; for 4096 tokens of a context of 2048"
+    )
+    with pytest.raises(ValidationError, match=f"{message} write 2 "):
         EvaluationConfig.model_validate(section)
 
 
@@ -66,7 +68,7 @@ def test_keys_may_be_a_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"context_factors": (2, 2)}, r"\[2, 2\] must rise, without repeats"),
         ({"context_factors": (0,)}, r"context_factors\.0\n.*greater than or equal to 1"),
@@ -79,13 +81,13 @@ def test_keys_may_be_a_file() -> None:
         ({"harness": ({"name": "a", "path": "x"}, {"name": "a", "path": "y"})}, "harness names a twice"),
     ],
 )
-def test_bad_evaluation_is_refused(changed: dict, said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_bad_evaluation_is_refused(changed: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         EvaluationConfig(**changed)
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"fact": "{key} "}, "must have {key} and {value} and no other"),
         ({"fact": "{key} {value} {where}"}, "must have {key} and {value} and no other placeholder"),
@@ -95,8 +97,8 @@ def test_bad_evaluation_is_refused(changed: dict, said: str) -> None:
         ({"values": ("a", "")}, r"values\n.*must have at least one word and no empty one"),
     ],
 )
-def test_bad_recall_is_refused(changed: dict, said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_bad_recall_is_refused(changed: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         RecallConfig(**{**RECALL, **changed})
 
 
@@ -107,6 +109,6 @@ def test_task_name_is_fit_for_a_file_name() -> None:
 
 def test_importing_the_config_loads_no_heavy_library() -> None:
     heavy = "{'torch', 'transformers', 'megatron', 'datasets', 'lm_eval', 'numpy'}"
-    program = f"import sys, eval.config; found = {heavy} & set(sys.modules); sys.exit(str(found) if found else 0)"
+    program = f"import sys, eval.config; loaded = {heavy} & set(sys.modules); sys.exit(str(loaded) if loaded else 0)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -15,12 +15,12 @@ def test_digest_sees_name_and_content(tmp_path: Path) -> None:
 
 def test_digest_of_a_large_file_sees_its_size_and_both_ends(tmp_path: Path) -> None:
     path = tmp_path / "weights"
-    found = set()
+    digests = set()
     for size, place in ((65 * 2**20, None), (65 * 2**20, 0), (65 * 2**20, 65 * 2**20 - 1), (66 * 2**20, None)):
         with path.open("wb") as stream:
             stream.truncate(size)
             if place is not None:
                 stream.seek(place)
                 stream.write(b"x")
-        found.add(digest_files([path]))
-    assert len(found) == 4
+        digests.add(digest_files([path]))
+    assert len(digests) == 4

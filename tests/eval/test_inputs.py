@@ -33,12 +33,12 @@ def config_of(**changes: object) -> EvaluationConfig:
     return EvaluationConfig(**{"context_factors": (1, 2), "loss": {"tokens": 1000}, "recall": RECALL, **changes})
 
 
-def refused(config: EvaluationConfig, models: Models, said: str, tmp_path: Path) -> None:
+def refused(config: EvaluationConfig, models: Models, message: str, tmp_path: Path) -> None:
     """`check` and `run` refuse alike, in one line, and nothing is written."""
-    with pytest.raises(EvaluationError, match=said) as caught:
+    with pytest.raises(EvaluationError, match=message) as caught:
         check(config, models)
     assert "\n" not in str(caught.value)
-    with pytest.raises(EvaluationError, match=said):
+    with pytest.raises(EvaluationError, match=message):
         run(config, models=models, out_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -48,7 +48,7 @@ def test_good_input_passes(models: Models) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"variants": ("control",)}, "control needs .* which is absent.*take control out"),
         ({"harness": ({"name": "arc", "path": "nowhere.jsonl"},)}, "harness.arc: nowhere.jsonl does not exist"),
@@ -62,20 +62,20 @@ def test_good_input_passes(models: Models) -> None:
         ({"device": "cuda"}, "no CUDA device"),
     ],
 )
-def test_bad_configuration(models: Models, tmp_path: Path, changed: dict, said: str) -> None:
+def test_bad_configuration(models: Models, tmp_path: Path, changed: dict, message: str) -> None:
     if changed.get("device") == "cuda" and torch.accelerator.is_available():
         pytest.skip("this machine has an accelerator")
-    refused(config_of(**changed), models, said, tmp_path)
+    refused(config_of(**changed), models, message, tmp_path)
 
 
 def test_too_little_held_out_text(models: Models, documents: list[list[int]], tmp_path: Path) -> None:
     few = dataclasses.replace(models, validation=(write_shard(tmp_path / "few", documents[:9]),))
     tokens = sum(map(len, documents[:9]))
-    said = (
+    message = (
         f"validation: {tokens} tokens, but one row at 64x the context of 512 takes 32769; prepare more validation "
         "text, or take 64 out of context_factors"
     )
-    refused(config_of(context_factors=(1, 64)), few, re.escape(said), tmp_path)
+    refused(config_of(context_factors=(1, 64)), few, re.escape(message), tmp_path)
 
 
 def changed_folder(folder: Path, to: Path, change: Callable[[dict], None]) -> Path:
@@ -93,7 +93,7 @@ def test_absent_export(models: Models, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda config: config.update(model_type="nonsense"), "unknown format"),
         (lambda config: config.update(model_type="gpt2"), "model type 'gpt2'"),
@@ -101,9 +101,9 @@ def test_absent_export(models: Models, tmp_path: Path) -> None:
         (lambda config: config.update(rope_scaling={"type": "linear", "factor": 2.0}), "rope_type 'linear'"),
     ],
 )
-def test_bad_source(models: Models, tmp_path: Path, change: Callable[[dict], None], said: str) -> None:
+def test_bad_source(models: Models, tmp_path: Path, change: Callable[[dict], None], message: str) -> None:
     folder = changed_folder(models.source, tmp_path / "source", change)
-    refused(config_of(), dataclasses.replace(models, source=folder), said, tmp_path)
+    refused(config_of(), dataclasses.replace(models, source=folder), message, tmp_path)
 
 
 def test_source_without_a_model(models: Models, tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ def test_export_that_still_rotates(models: Models, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("norms", ["none", "per_head", "full"])
-@pytest.mark.parametrize("wanted", ["auto", "identity_rope"])
-def test_every_export_is_accepted(norms: str, wanted: str, models: Models, tmp_path: Path) -> None:
+@pytest.mark.parametrize("export_format", ["auto", "identity_rope"])
+def test_every_export_is_accepted(norms: str, export_format: str, models: Models, tmp_path: Path) -> None:
     """Scored without positions it is a drope; with RoPE kept it is refused as one, and a control all the same."""
     from eval.models import read_config, require_no_rope, require_rope
     from eval.variants.loading import load_variant
@@ -140,7 +140,7 @@ def test_every_export_is_accepted(norms: str, wanted: str, models: Models, tmp_p
     from model_surgery.convert import convert
 
     layout = convert(SurgeryConfig(qk_norm=norms), source=models.source, out_dir=tmp_path / "layout")
-    config = ExportConfig(format="auto" if norms == "full" else wanted)
+    config = ExportConfig(format="auto" if norms == "full" else export_format)
     folders = {}
     for position_embedding in ("none", "rope"):
         changed = layout.model_copy(update={"position_embedding": position_embedding})

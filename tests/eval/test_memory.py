@@ -90,15 +90,15 @@ def test_estimates_are_near_what_a_process_holds(tmp_path: Path) -> None:
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     command = [sys.executable, "-m", "tests.eval.memory_worker", str(tmp_path / "cases.json")]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back
-    made = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=REPOSITORY)
-    found = dict(zip(MEASURED, json.loads(made.stdout.splitlines()[-1]), strict=True))
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=REPOSITORY)
+    measured = dict(zip(MEASURED, json.loads(done.stdout.splitlines()[-1]), strict=True))
     for name, (sizes, dtype) in MEASURED.items():
         shape, value = Sizes.of(LlamaConfig(**sizes)), getattr(torch, dtype).itemsize
-        wanted = activation_bytes(shape, BATCH_TOKENS if name == "answer" else LENGTH, value)
-        wanted += kv_cache_bytes(shape, LENGTH, value) if name == "answer" else 0
-        print(f"{name}: estimated {wanted / 1e6:.0f} MB, measured {found[name] / 1e6:.0f} MB")
+        estimate = activation_bytes(shape, BATCH_TOKENS if name == "answer" else LENGTH, value)
+        estimate += kv_cache_bytes(shape, LENGTH, value) if name == "answer" else 0
+        print(f"{name}: estimated {estimate / 1e6:.0f} MB, measured {measured[name] / 1e6:.0f} MB")
         # Libraries load and make code at first use, some MB of it, more on some CPUs.
-        assert wanted == pytest.approx(found[name], rel=0.2, abs=12e6), name
+        assert estimate == pytest.approx(measured[name], rel=0.2, abs=12e6), name
 
 
 def test_what_the_machine_cannot_hold_is_refused_before_any_work(
@@ -108,14 +108,14 @@ def test_what_the_machine_cannot_hold_is_refused_before_any_work(
     monkeypatch.setattr("eval.run.device_bytes", lambda device: 100 << 20)
     needles = {"tasks": ("niah_single_1",), "samples": 1, "context_factors": (1, 64)}
     config = EvaluationConfig(variants=("rope",), context_factors=(1,), loss={"tokens": 512}, niah=needles)
-    said = (
+    message = (
         r"656k: evaluating takes an estimated 0\.2 GiB at 64x \(32,768 tokens\): weights 0\.0, .*; there are 0\.1 GiB; "
     )
     out_dir = tmp_path / "out"
     units = [unit.name for unit in plan_units(config)]
     assert units == ["loss-rope-1x", "niah_single_1-rope-1x", "niah_single_1-rope-64x"]
     for start in (run, partial(run_task, task=2, of=3)):
-        with pytest.raises(EvaluationError, match=said) as caught:
+        with pytest.raises(EvaluationError, match=message) as caught:
             start(config, models=models, out_dir=out_dir)
         assert str(caught.value).endswith(
             " GiB; take smaller niah.context_factors or longbench.factor or dtype bfloat16"
@@ -127,18 +127,18 @@ def test_what_the_machine_cannot_hold_is_refused_before_any_work(
 
 
 def test_the_way_out_is_one_that_helps() -> None:
-    def said(config: EvaluationConfig) -> str:
+    def advice(config: EvaluationConfig) -> str:
         memory = evaluation_memory(LLAMA, config, 4096)
         require_memory(Path("model"), memory, config, memory.total)
         with pytest.raises(EvaluationError) as caught:
             require_memory(Path("model"), memory, config, memory.total - 1)
         return str(caught.value).rpartition("; take ")[2]
 
-    assert said(CONFIG) == "smaller context_factors"
-    assert said(
+    assert advice(CONFIG) == "smaller context_factors"
+    assert advice(
         CONFIG.model_copy(update={"batch_tokens": 2**18, "dtype": "float32", "loss": LossConfig(tokens=2**20)})
     ) == ("smaller context_factors or a smaller batch_tokens or dtype bfloat16")
-    assert said(EvaluationConfig(niah=NIAH, dtype="bfloat16")) == "smaller niah.context_factors or longbench.factor"
+    assert advice(EvaluationConfig(niah=NIAH, dtype="bfloat16")) == "smaller niah.context_factors or longbench.factor"
 
 
 def test_a_machine_has_no_more_than_its_memory() -> None:

@@ -56,19 +56,19 @@ def without_time(results: Results) -> list[Score]:
 
 
 def test_every_cell_is_scored(whole: tuple[Path, Results], config: EvaluationConfig) -> None:
-    found = {(s.task, s.metric, s.variant, s.context_factor): s for s in whole[1].scores}
-    assert len(found) == len(whole[1].scores) == 6 * 2 + 6 * 2 + 6 * 2
+    scores = {(s.task, s.metric, s.variant, s.context_factor): s for s in whole[1].scores}
+    assert len(scores) == len(whole[1].scores) == 6 * 2 + 6 * 2 + 6 * 2
     for variant in config.variants:
         for factor, rows in ((1, 4), (2, 2)):
             loss, recall = (
-                found["loss", "nats_per_token", variant, factor],
-                found["recall", "exact_match", variant, factor],
+                scores["loss", "nats_per_token", variant, factor],
+                scores["recall", "exact_match", variant, factor],
             )
             assert (loss.length, loss.samples, recall.length, recall.samples) == (512 * factor, rows, 512 * factor, 6)
             assert loss.stderr > 0
-    assert found["loss", "nats_per_token", "pi", 1].value == found["loss", "nats_per_token", "rope", 1].value
-    assert found["loss", "nats_per_token", "pi", 2].value != found["loss", "nats_per_token", "rope", 2].value
-    scaled, plain = (found["loss", "nats_per_token", v, 2].value for v in ("drope_scaled", "drope"))
+    assert scores["loss", "nats_per_token", "pi", 1].value == scores["loss", "nats_per_token", "rope", 1].value
+    assert scores["loss", "nats_per_token", "pi", 2].value != scores["loss", "nats_per_token", "rope", 2].value
+    scaled, plain = (scores["loss", "nats_per_token", v, 2].value for v in ("drope_scaled", "drope"))
     assert scaled != plain
     assert whole[1].chance == {"recall": 0.25}
     assert {curve.context_factor for curve in whole[1].curves} == {2}
@@ -151,31 +151,40 @@ def test_results_of_another_form_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (lambda found: found.update(scores=[]), "scores: Tuple should have at least 1 item"),
+        (lambda content: content.update(scores=[]), "scores: Tuple should have at least 1 item"),
         (
-            lambda found: found["scores"][3].update(value=float("nan")),
+            lambda content: content["scores"][3].update(value=float("nan")),
             "scores.3.value: Input should be a finite number",
         ),
-        (lambda found: found["scores"][3].update(value=None), "scores.3.value: Input should be a valid number"),
-        (lambda found: found["scores"][0].update(stderr=float("inf")), "scores.0.stderr: Input should be a finite"),
-        (lambda found: found["scores"][0].update(samples=0), "scores.0.samples: Input should be greater than or equal"),
+        (lambda content: content["scores"][3].update(value=None), "scores.3.value: Input should be a valid number"),
+        (lambda content: content["scores"][0].update(stderr=float("inf")), "scores.0.stderr: Input should be a finite"),
         (
-            lambda found: found["values"][0]["values"].pop(),
+            lambda content: content["scores"][0].update(samples=0),
+            "scores.0.samples: Input should be greater than or equal",
+        ),
+        (
+            lambda content: content["values"][0]["values"].pop(),
             "results: loss of rope at 1x: 3 values of nats_per_token are",
         ),
-        (lambda found: found["scores"].pop(0), "results: loss of rope at 1x: 4 values of nats_per_token are not those"),
-        (lambda found: found["values"][0]["values"].__setitem__(0, float("nan")), "values.0.values.0: Input should be"),
-        (lambda found: found["curves"][0]["loss"].__setitem__(5, float("nan")), "curves.0.loss.5: Input should be"),
+        (
+            lambda content: content["scores"].pop(0),
+            "results: loss of rope at 1x: 4 values of nats_per_token are not those",
+        ),
+        (
+            lambda content: content["values"][0]["values"].__setitem__(0, float("nan")),
+            "values.0.values.0: Input should be",
+        ),
+        (lambda content: content["curves"][0]["loss"].__setitem__(5, float("nan")), "curves.0.loss.5: Input should be"),
     ],
 )
 def test_results_with_gaps_are_refused(
-    whole: tuple[Path, Results], change: Callable[[dict[str, Any]], object], said: str, tmp_path: Path
+    whole: tuple[Path, Results], change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
 ) -> None:
-    found = json.loads((whole[0] / "results.json").read_text())
-    change(found)
-    (tmp_path / "results.json").write_text(json.dumps(found))
-    with pytest.raises(EvaluationError, match=rf"results.json: unknown format: {said}.*; evaluate again$") as caught:
+    content = json.loads((whole[0] / "results.json").read_text())
+    change(content)
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(EvaluationError, match=rf"results.json: unknown format: {message}.*; evaluate again$") as caught:
         Results.load(tmp_path)
     assert "\n" not in str(caught.value)

@@ -49,10 +49,10 @@ def test_a_scaling_alone_still_has_its_1x() -> None:
 def test_needles_have_their_own_lengths_and_longbench_one() -> None:
     niah = {"tasks": ("niah_single_1", "niah_depth"), "context_factors": (2, 16)}
     config = EvaluationConfig(variants=("rope", "pi"), context_factors=(1, 4), niah=niah, longbench={"tasks": ("lcc",)})
-    found = {(unit.task, unit.variant, unit.factor) for unit in plan_units(config) if unit.family != "loss"}
+    planned = {(unit.task, unit.variant, unit.factor) for unit in plan_units(config) if unit.family != "loss"}
     both = [(task, variant) for task in ("niah_single_1", "niah_depth") for variant in ("rope", "pi")]
-    wanted = {(*one, factor) for one in both for factor in (2, 16)}
-    assert found == wanted | {("lcc", "rope", 4), ("lcc", "pi", 4)}
+    expected = {(*one, factor) for one in both for factor in (2, 16)}
+    assert planned == expected | {("lcc", "rope", 4), ("lcc", "pi", 4)}
     assert config.longest == 16
 
 

@@ -68,12 +68,12 @@ def records(out_dir: Path, name: str) -> list[dict]:
 
 def test_every_task_is_scored_with_its_depths(whole: tuple[Path, Results], config: EvaluationConfig) -> None:
     out_dir, results = whole
-    found = {(one.task, one.variant, one.context_factor): one for one in results.values}
+    by_task = {(one.task, one.variant, one.context_factor): one for one in results.values}
     for variant in config.variants:
         for factor in (1, 2):
-            assert found["lost_in_the_middle", variant, factor].depths == (0, 0.5, 1, 0, 0.5, 1)
-            assert len(found["niah_single_1", variant, factor].depths) == 6
-        assert len(found["lcc", variant, 2].values) == 4
+            assert by_task["lost_in_the_middle", variant, factor].depths == (0, 0.5, 1, 0, 0.5, 1)
+            assert len(by_task["niah_single_1", variant, factor].depths) == 6
+        assert len(by_task["lcc", variant, 2].values) == 4
     metrics = {(score.task, score.metric) for score in results.scores}
     assert metrics == {
         ("loss", "nats_per_token"),
@@ -84,16 +84,16 @@ def test_every_task_is_scored_with_its_depths(whole: tuple[Path, Results], confi
     }
     assert not list(out_dir.rglob("*.answers")), "the journal is gone when the unit is whole"
     kept = records(out_dir, "lcc-rope-2x")
-    assert [record["value"] for record in kept] == list(found["lcc", "rope", 2].values)
+    assert [record["value"] for record in kept] == list(by_task["lcc", "rope", 2].values)
     assert any(record["value"] > 0 for record in kept), "a score that could not tell would be zero throughout"
 
 
 def lm_eval_answers(model: object, source: Path, tasks: list, manager: TaskManager, length: int) -> dict:
     adapter = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(source), max_length=length, batch_size=1)
-    found = simple_evaluate(model=adapter, tasks=tasks, task_manager=manager, log_samples=True)
+    results = simple_evaluate(model=adapter, tasks=tasks, task_manager=manager, log_samples=True)
     return {
         name: {one["doc_id"]: (one["resps"][0][0], one) for one in samples}
-        for name, samples in found["samples"].items()
+        for name, samples in results["samples"].items()
     }
 
 
@@ -136,9 +136,9 @@ def test_longbench_scores_are_those_of_lm_eval(
 
 
 def test_a_prompt_that_is_too_long_loses_its_middle(whole: tuple[Path, Results]) -> None:
-    found = records(whole[0], "lcc-rope-2x")
-    assert any(record["cut"] for record in found)
-    assert {record["prompt_tokens"] for record in found if record["cut"]} == {1024 - 64}
+    kept = records(whole[0], "lcc-rope-2x")
+    assert any(record["cut"] for record in kept)
+    assert {record["prompt_tokens"] for record in kept if record["cut"]} == {1024 - 64}
 
 
 def test_a_killed_unit_goes_on_after_its_last_answer(

@@ -45,10 +45,10 @@ def own(model: PreTrainedModel, prompt: list[int]) -> list[int]:
     """transformers' greedy answer, which does not stop; a short text before it puts dynamic NTK back to its start."""
     ids = torch.tensor([prompt])
     model(ids[:, :1])
-    made = model.generate(
+    tokens = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0
     )
-    return made[0, len(prompt) :].tolist()
+    return tokens[0, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("batch_tokens", [64, 4096])
@@ -58,10 +58,10 @@ def test_answers_are_those_of_transformers(
     name, model = loaded
     reuse = name not in ("dynamic_ntk", "longrope2")
     given = {"new_tokens": NEW, "batch_tokens": batch_tokens, "stop": lambda *_: False, "reuse": reuse}
-    found = {index: answer for batch in generate(model, prompts, **given) for index, answer in batch}
-    assert sorted(found) == list(range(len(prompts)))
+    answers = {index: answer for batch in generate(model, prompts, **given) for index, answer in batch}
+    assert sorted(answers) == list(range(len(prompts)))
     for index, prompt in enumerate(prompts):
-        assert found[index] == own(model, prompt), f"prompt {index} of {len(prompt)} tokens"
+        assert answers[index] == own(model, prompt), f"prompt {index} of {len(prompt)} tokens"
 
 
 def test_shared_beginnings_are_read_once(
@@ -111,19 +111,19 @@ def test_caches_together_never_take_more_than_there_is(
     model = load_variant("rope", source, 1, context=512)
     one = (500 + NEW) * cache_bytes(model.config, 4)
     monkeypatch.setattr("eval.answers.generation.free_bytes", lambda device: 3 * one)
-    made, of = [], RoomyCache.of
+    caches, of = [], RoomyCache.of
 
     def watched(model: PreTrainedModel, rows: int, capacity: int) -> RoomyCache:
         cache = of(model, rows, capacity)
-        made.append(weakref.ref(cache))
-        alive = [layer for each in made if each() is not None for layer in each().layers]
+        caches.append(weakref.ref(cache))
+        alive = [layer for each in caches if each() is not None for layer in each().layers]
         assert sum(layer.room.nbytes for layer in alive) <= 3 * one
         return cache
 
     monkeypatch.setattr(RoomyCache, "of", watched)
     given = {"new_tokens": NEW, "batch_tokens": 4096, "stop": lambda index, tokens: len(tokens) > index}
     assert len(list(generate(model, prompts[:5], **given))) == 3
-    assert len(made) == 4  # one of them the trunk's
+    assert len(caches) == 4  # one of them the trunk's
 
 
 def test_rows_are_dropped_layer_by_layer() -> None:
@@ -157,13 +157,13 @@ def test_cache_bytes_are_those_of_keys_and_values(source: Path) -> None:
 
 def test_an_answer_ends_where_it_may(source: Path, prompts: list[list[int]]) -> None:
     model = load_variant("rope", source, 1, context=512)
-    found = {}
+    answers = {}
     for batch in generate(
         model, prompts[:5], new_tokens=NEW, batch_tokens=4096, stop=lambda index, tokens: len(tokens) == 2 * index + 1
     ):
-        found |= dict(batch)
+        answers |= dict(batch)
     for index in range(5):
-        assert found[index] == own(model, prompts[index])[: 2 * index + 1]
+        assert answers[index] == own(model, prompts[index])[: 2 * index + 1]
 
 
 def asked(prompts: list[list[int]]) -> list[Question]:

@@ -27,13 +27,13 @@ def test_a_piece_sees_what_a_mask_would_show_it(
     heads: int, kv_heads: int, tokens: int, keys: int, dtype: torch.dtype, close: float
 ) -> None:
     query, key, value = states(heads, kv_heads, tokens, keys, dtype)
-    wanted = masked(query, key, value, 0.3)
-    assert (attend(query, key, value, 0.3).float() - wanted).abs().max() < close
-    assert (aligned(query, key, value, heads // kv_heads, 0.3).float() - wanted).abs().max() < close
+    expected = masked(query, key, value, 0.3)
+    assert (attend(query, key, value, 0.3).float() - expected).abs().max() < close
+    assert (aligned(query, key, value, heads // kv_heads, 0.3).float() - expected).abs().max() < close
     if 1 < tokens < keys:
-        found = joined(query, key, value, keys - tokens, heads // kv_heads, 0.3)
-        assert (found.float() - wanted).abs().max() < close
-        assert found.dtype == dtype
+        attended = joined(query, key, value, keys - tokens, heads // kv_heads, 0.3)
+        assert (attended.float() - expected).abs().max() < close
+        assert attended.dtype == dtype
 
 
 def test_large_logits_do_not_overflow() -> None:

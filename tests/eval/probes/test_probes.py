@@ -70,12 +70,12 @@ def test_constant_sequences_have_no_bias_without_rope_and_one_with_it(model_fold
     nope, rope = (load_model(model_folder, rope=kept, seed=seed) for kept in (False, True))
     assert torch.equal(nope.lm_head.weight, rope.lm_head.weight)
     without, with_it = (probe(model, constant(model, 5, LENGTH)) for model in (nope, rope))
-    for found in without:
-        assert found.prefix_spread < ROUNDING
-        for numbers in (found.bias, found.query_grad, found.key_grad):
+    for layer in without:
+        assert layer.prefix_spread < ROUNDING
+        for numbers in (layer.bias, layer.query_grad, layer.key_grad):
             assert max(numbers.values()) < ROUNDING
-    for found in with_it:
-        for numbers in (found.bias, found.query_grad, found.key_grad):
+    for layer in with_it:
+        for numbers in (layer.bias, layer.query_grad, layer.key_grad):
             assert min(numbers.values()) > 500 * ROUNDING
     # Uniform: without positions every token attends to all before it alike.
     attention = nope.model(inputs_embeds=constant(nope, 5, LENGTH)[None], output_attentions=True).attentions
@@ -86,9 +86,9 @@ def test_constant_sequences_have_no_bias_without_rope_and_one_with_it(model_fold
 def test_everything_is_of_the_order_of_epsilon_without_rope(model_folder: Path) -> None:
     """Theorem 3.4: slope 1 for spread, bias and gradients in every layer; with RoPE the last two do not vanish."""
     subjects = [Subject(name=name, folder=model_folder, rope=name == "RoPE", seed=0) for name in ("NoPE", "RoPE")]
-    found = run(subjects, None, length=LENGTH, seed=0)
-    assert len(found.slopes) == 2 * 3 * 7
-    for one in found.slopes:
+    results = run(subjects, None, length=LENGTH, seed=0)
+    assert len(results.slopes) == 2 * 3 * 7
+    for one in results.slopes:
         if one.subject == "NoPE" or (one.measure, one.layer) == ("prefix_spread", 0):
             assert one.value == pytest.approx(1.0, abs=0.15), one
         elif one.measure != "prefix_spread":
@@ -136,12 +136,12 @@ def test_the_real_model_and_what_is_left_of_it_without_rope(source: Path, drope:
         Subject(name="RoPE removed", folder=source, rope=False, seed=None),
         Subject(name="DroPE", folder=drope, rope=False, seed=None),
     ]
-    found = run(subjects, np.arange(10, 60), length=32, seed=0)
-    found.save(tmp_path)
-    assert ProbeResults.model_validate_json((tmp_path / "probes.json").read_bytes()) == found
+    results = run(subjects, np.arange(10, 60), length=32, seed=0)
+    results.save(tmp_path)
+    assert ProbeResults.model_validate_json((tmp_path / "probes.json").read_bytes()) == results
     assert len((tmp_path / "probes.csv").read_text().splitlines()) == 1 + 3 * 2 * (1 + 7 + 1)
     by_subject = {
-        name: [layer for layer in found.layers if layer.subject == name and layer.sequence == "text"]
+        name: [layer for layer in results.layers if layer.subject == name and layer.sequence == "text"]
         for name in ("RoPE", "RoPE removed", "DroPE")
     }
     for removed, exported, kept in zip(

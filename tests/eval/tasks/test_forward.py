@@ -28,10 +28,10 @@ def test_losses_equal_transformers_own(
     )  # logits of 7 positions at a time: pieces do not fit
     losses = token_losses(model, rows, batch_tokens)
     assert losses.shape == (5, 40)
-    for row, found in zip(rows, losses, strict=True):
+    for row, loss in zip(rows, losses, strict=True):
         ids = torch.from_numpy(row)[None]
         with torch.inference_mode():
-            assert found.mean() == pytest.approx(model(ids, labels=ids).loss.item(), rel=1e-5)
+            assert loss.mean() == pytest.approx(model(ids, labels=ids).loss.item(), rel=1e-5)
 
 
 def test_greedy_tokens_are_the_argmax_of_all_logits(model: LlamaForCausalLM, rows: np.ndarray) -> None:

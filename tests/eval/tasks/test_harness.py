@@ -47,39 +47,39 @@ def test_arc_easy_equals_our_own_computation(
     shared: Path, model: LlamaForCausalLM, tokenizer: object, suffix: str
 ) -> None:
     path = shared / "benchmarks" / "arc_easy.jsonl"
-    found = run(model, tokenizer, HarnessTask(name="arc_easy", path=path, limit=40, suffix=suffix))
+    scores = run(model, tokenizer, HarnessTask(name="arc_easy", path=path, limit=40, suffix=suffix))
     right, right_norm = [], []
     for line in path.read_text().splitlines()[:40]:
         item = json.loads(line)
         sums = np.array([log_likelihood(model, tokenizer, item["query"] + suffix, c) for c in item["choices"]])
         right.append(sums.argmax() == item["gold"])
         right_norm.append((sums / [len(choice) for choice in item["choices"]]).argmax() == item["gold"])
-    assert found["acc"].samples == 40
-    assert found["acc"].value == pytest.approx(np.mean(right))
-    assert found["acc_norm"].value == pytest.approx(np.mean(right_norm))
-    assert found["acc"].stderr == pytest.approx(np.std(right, ddof=1) / np.sqrt(40))
-    assert 0 < found["acc"].value < 1
+    assert scores["acc"].samples == 40
+    assert scores["acc"].value == pytest.approx(np.mean(right))
+    assert scores["acc_norm"].value == pytest.approx(np.mean(right_norm))
+    assert scores["acc"].stderr == pytest.approx(np.std(right, ddof=1) / np.sqrt(40))
+    assert 0 < scores["acc"].value < 1
 
 
 def test_winogrande_compares_contexts(shared: Path, model: LlamaForCausalLM, tokenizer: object) -> None:
     path = shared / "benchmarks" / "winogrande.jsonl"
-    found = run(model, tokenizer, HarnessTask(name="winogrande", path=path, limit=20))
+    scores = run(model, tokenizer, HarnessTask(name="winogrande", path=path, limit=20))
     right = []
     for line in path.read_text().splitlines()[:20]:
         item = json.loads(line)
         sums = [log_likelihood(model, tokenizer, c, item["continuation"]) for c in item["context_options"]]
         right.append(int(np.argmax(sums)) == item["gold"])
-    assert set(found) == {"acc"}
-    assert found["acc"].value == pytest.approx(np.mean(right))
+    assert set(scores) == {"acc"}
+    assert scores["acc"].value == pytest.approx(np.mean(right))
 
 
 def test_digits_stay_text_and_one_item_has_no_error(tmp_path: Path, model: LlamaForCausalLM, tokenizer: object) -> None:
     path = tmp_path / "items.jsonl"
     path.write_text(json.dumps({"query": "12", "choices": ["13", "zebra"], "gold": 0, "more": "is ignored"}) + "\n")
-    found = run(model, tokenizer, HarnessTask(name="count", path=path))
+    scores = run(model, tokenizer, HarnessTask(name="count", path=path))
     sums = [log_likelihood(model, tokenizer, "12", choice) for choice in ("13", "zebra")]
-    assert (found["acc"].samples, found["acc"].value) == (1, float(np.argmax(sums) == 0))
-    assert found["acc"].stderr is None
+    assert (scores["acc"].samples, scores["acc"].value) == (1, float(np.argmax(sums) == 0))
+    assert scores["acc"].stderr is None
 
 
 def test_examples_come_before_the_prompt_by_the_seed(
@@ -111,7 +111,7 @@ def test_examples_come_before_the_prompt_by_the_seed(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, r"harness\.task: .*items\.jsonl does not exist; give a local \.jsonl file"),
         ("", r"items\.jsonl has no items"),
@@ -131,11 +131,11 @@ def test_examples_come_before_the_prompt_by_the_seed(
         ),
     ],
 )
-def test_bad_file_is_refused_with_its_line(tmp_path: Path, content: str | None, said: str) -> None:
+def test_bad_file_is_refused_with_its_line(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "items.jsonl"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(EvaluationError, match=said):
+    with pytest.raises(EvaluationError, match=message):
         read_items(HarnessTask(name="task", path=path))
 
 

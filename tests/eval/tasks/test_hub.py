@@ -40,8 +40,8 @@ source, local = map(Path, sys.argv[1:])
 model, tokenizer = AutoModelForCausalLM.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
 for task in (HarnessTask(name="arc_easy"), HarnessTask(name="ours", path=local, suffix="\\nAnswer:")):
     items = read_items(task)
-    found = score_harness(model, tokenizer, task, items, context=512, batch_tokens=4096, seed=0)
-    print("FOUND", json.dumps([len(items), {score.metric: score.values for score in found}]))
+    scores = score_harness(model, tokenizer, task, items, context=512, batch_tokens=4096, seed=0)
+    print("FOUND", json.dumps([len(items), {score.metric: score.values for score in scores}]))
 for name in ("piqa", "hellaswag"):
     try:
         read_items(HarnessTask(name=name))
@@ -92,8 +92,8 @@ def test_a_task_of_lm_eval_runs_from_the_cache_alone(items: list[dict], source: 
     local.write_text("\n".join(map(json.dumps, items)))
     done = run(SCORE, source, local, HF_ENDPOINT=server.url, HF_HOME=home)
     assert done.returncode == 0, done.stderr
-    found = [json.loads(line.removeprefix("FOUND ")) for line in done.stdout.splitlines() if line.startswith("FOUND")]
-    (own_items, own), (local_items, ours) = found
+    results = [json.loads(line.removeprefix("FOUND ")) for line in done.stdout.splitlines() if line.startswith("FOUND")]
+    (own_items, own), (local_items, ours) = results
     assert own_items == local_items == ITEMS
     assert own == ours, "lm-eval's own prompt over the Hub's items, and the same items in a local file"
     missing = [line for line in done.stdout.splitlines() if line.startswith("MISSING")]

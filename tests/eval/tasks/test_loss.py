@@ -18,11 +18,11 @@ def test_rows_overlap_by_the_token_that_is_not_predicted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("available", "wanted", "length", "rows"),
+    ("available", "asked", "length", "rows"),
     [(101, 1000, 50, 2), (100, 1000, 50, 1), (1000, 120, 50, 2), (60, 1, 50, 1)],
 )
-def test_rows_at(available: int, wanted: int, length: int, rows: int) -> None:
-    assert rows_at(available, wanted, length) == rows
+def test_rows_at(available: int, asked: int, length: int, rows: int) -> None:
+    assert rows_at(available, asked, length) == rows
     assert cut_rows(np.arange(available), length, rows).shape == (rows, length + 1)
 
 
@@ -42,13 +42,13 @@ def test_mean_and_error_by_hand() -> None:
 def test_value_is_transformers_loss_and_the_curve_its_parts(source: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     tokens = np.random.default_rng(0).integers(3, 2048, 301)
-    found = loss_at_length(model, tokens, 100, 3, 128)
+    by_length = loss_at_length(model, tokens, 100, 3, 128)
     rows = torch.from_numpy(cut_rows(tokens, 100, 3))
     with torch.inference_mode():
         losses = [model(row[None], labels=row[None]).loss.item() for row in rows]
-    assert found.value == pytest.approx(np.mean(losses), rel=1e-5)
-    assert found.stderr == pytest.approx(np.std(losses, ddof=1) / np.sqrt(3), rel=1e-3)
-    assert np.average(found.by_position, weights=np.diff(found.edges)) == pytest.approx(found.value)
+    assert by_length.value == pytest.approx(np.mean(losses), rel=1e-5)
+    assert by_length.stderr == pytest.approx(np.std(losses, ddof=1) / np.sqrt(3), rel=1e-3)
+    assert np.average(by_length.by_position, weights=np.diff(by_length.edges)) == pytest.approx(by_length.value)
 
 
 def test_a_loss_that_is_no_number_is_refused(source: Path) -> None:
@@ -81,6 +81,6 @@ def test_real_model_gets_worse_past_its_context_and_scaling_helps(
         ("yarn", 2): 3.54,
         ("drope", 1): 5.44,
     }
-    found = {key: loss(*key) for key in expected}
-    assert found == {key: pytest.approx(value, abs=0.2) for key, value in expected.items()}
-    assert found["yarn", 2] < found["ntk", 2] < found["pi", 2] < found["rope", 2]
+    losses = {key: loss(*key) for key in expected}
+    assert losses == {key: pytest.approx(value, abs=0.2) for key, value in expected.items()}
+    assert losses["yarn", 2] < losses["ntk", 2] < losses["pi", 2] < losses["rope", 2]

@@ -72,8 +72,8 @@ def test_depths_are_where_the_asked_needle_stands(essays: tuple[str, ...], encod
     for name in ("niah_single_2", "niah_multikey_1", "niah_depth", "lost_in_the_middle"):
         for sample in draw_samples(name, NiahConfig(samples=11), essays, encode, 3000, seed=0):
             context = sample.prompt[sample.prompt.index("\n") : sample.prompt.rindex("\n")]
-            found = context.index(f"is: {sample.answers[0]}") / len(context)
-            assert found == pytest.approx(sample.depth, abs=0.06), name
+            depth = context.index(f"is: {sample.answers[0]}") / len(context)
+            assert depth == pytest.approx(sample.depth, abs=0.06), name
 
 
 def test_swept_depths_come_in_turn(essays: tuple[str, ...], encode: Callable[[str], list[int]]) -> None:
@@ -201,11 +201,11 @@ def test_samples_are_like_those_of_lm_eval(
         [shape(one["input"], one["gen_prefix"], one["outputs"]) for one in theirs],
         [shape(one.prompt, one.prefix, list(one.answers)) for one in ours],
     )
-    assert {found["frame"] for found in shapes[0]} == {found["frame"] for found in shapes[1]}, "word for word"
-    assert {line for found in shapes[1] for line in found["lines"]} <= {line for f in shapes[0] for line in f["lines"]}
-    sizes = [np.mean([len(found["lines"]) for found in each]) for each in shapes]
+    assert {one["frame"] for one in shapes[0]} == {one["frame"] for one in shapes[1]}, "word for word"
+    assert {line for one in shapes[1] for line in one["lines"]} <= {line for one in shapes[0] for line in one["lines"]}
+    sizes = [np.mean([len(one["lines"]) for one in each]) for each in shapes]
     assert sizes[0] <= sizes[1] <= sizes[0] * 1.15 + 5, "ours fill the length, theirs go by 5 sentences"
-    places = [[found["place"] for found in each] for each in shapes]
+    places = [[one["place"] for one in each] for each in shapes]
     assert ks_2samp(*places).pvalue > 0.01, "needles lie as evenly"
 
 
@@ -234,9 +234,9 @@ def test_scores_are_those_of_lm_eval() -> None:
     for _ in range(200):
         values = [str(number) for number in rng.integers(10, 99, rng.integers(1, 5))] + ["Abc-d"]
         answer = " ".join(str(number) for number in rng.integers(10, 99, 30)) + rng.choice([" aBC-D\n", "\x07 x ", ""])
-        wanted = string_match_all(postprocess_pred([answer]), [values])
-        assert string_match(answer, values) == pytest.approx(wanted)
-        assert process_results({"outputs": values}, [answer]) == {"string_match": pytest.approx(wanted)}
+        expected = string_match_all(postprocess_pred([answer]), [values])
+        assert string_match(answer, values) == pytest.approx(expected)
+        assert process_results({"outputs": values}, [answer]) == {"string_match": pytest.approx(expected)}
 
 
 def test_lm_eval_reads_the_samples(tmp_path: Path, encode: Callable[[str], list[int]]) -> None:

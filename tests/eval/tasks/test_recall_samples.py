@@ -139,7 +139,7 @@ def test_words_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, r"recall\.keys: .*words\.json does not exist; give a JSON file or the keys"),
         ("not json", r"recall\.keys: .*words\.json: unknown format, not JSON: \w"),
@@ -149,9 +149,9 @@ def test_words_from_a_file(tmp_path: Path) -> None:
         ('{"keys": ["a", "b", "c"]}', "3 keys for 3 needles in a haystack of facts; give at least 4"),
     ],
 )
-def test_bad_words_are_refused(tmp_path: Path, content: str | None, said: str) -> None:
+def test_bad_words_are_refused(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "words.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(EvaluationError, match=said):
+    with pytest.raises(EvaluationError, match=message):
         load_words(word_config(keys=path))

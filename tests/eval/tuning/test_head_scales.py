@@ -74,12 +74,12 @@ def test_logits_and_gradient_are_those_of_scales_in_the_attention_logits(folder:
     """Against transformers' own loss over an attention function that scales the logits of each head by itself."""
     from transformers import AttentionInterface
 
-    wanted, scales = (scales_of().requires_grad_() for _ in range(2))
+    expected, scales = (scales_of().requires_grad_() for _ in range(2))
 
     def by_head(module, query, key, value, attention_mask, scaling, **kwargs):
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        scores = query @ key.transpose(-1, -2) * scaling * wanted[module.layer_idx][None, :, None, None]
+        scores = query @ key.transpose(-1, -2) * scaling * expected[module.layer_idx][None, :, None, None]
         future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
         weights = scores.masked_fill(future, -torch.inf).softmax(-1)
         return (weights @ value).transpose(1, 2).contiguous(), weights
@@ -92,11 +92,11 @@ def test_logits_and_gradient_are_those_of_scales_in_the_attention_logits(folder:
         loss = other(TOKENS, labels=TOKENS).loss
         loss.backward()
         with frozen_training(model):
-            found = mean_loss(model, TOKENS.numpy())
-            found.backward()
-    assert found.item() == pytest.approx(loss.item(), abs=1e-5)
-    torch.testing.assert_close(scales.grad, wanted.grad, rtol=1e-3, atol=1e-6)
-    assert wanted.grad.abs().min() > 1e-5
+            mean = mean_loss(model, TOKENS.numpy())
+            mean.backward()
+    assert mean.item() == pytest.approx(loss.item(), abs=1e-5)
+    torch.testing.assert_close(scales.grad, expected.grad, rtol=1e-3, atol=1e-6)
+    assert expected.grad.abs().min() > 1e-5
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -117,25 +117,28 @@ def test_trained_on_text_and_checked_on_what_follows_it(models: Models, tmp_path
     tuning = tuning_of(models)
     model = load_model(tuning, models, 2)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    found = train_heads(tuning, model, factor=2, start=0.9, steps=6, learning_rate=0.1)
+    trained = train_heads(tuning, model, factor=2, start=0.9, steps=6, learning_rate=0.1)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert not model.training and not model.is_gradient_checkpointing
-    assert np.shape(found.scales) == (model.config.num_hidden_layers, 8) and (found.rows, found.length) == (4, 2 * C)
-    assert found.losses[-1] < found.losses[0]
+    assert np.shape(trained.scales) == (model.config.num_hidden_layers, 8) and (trained.rows, trained.length) == (
+        4,
+        2 * C,
+    )
+    assert trained.losses[-1] < trained.losses[0]
     text = read_tokens(open_prefixes(models.validation), 10**6)[len(tuning.inputs.tokens) :]
     first = np.stack([text[start : start + 1025] for start in (0, 1024)])  # 2048 tokens at a time
     scale_queries(model, 0.9)
-    assert found.losses[0] == pytest.approx(token_losses(model, first, 2048).mean(), abs=1e-5)
-    (check,) = found.checks
+    assert trained.losses[0] == pytest.approx(token_losses(model, first, 2048).mean(), abs=1e-5)
+    (check,) = trained.checks
     unseen = np.stack([text[start : start + 1025] for start in range(4097, 4097 + 4096, 1024)])
     assert check.on == "text" and check.rows == 4
     assert check.before == pytest.approx(token_losses(model, unseen, 2048).mean(), abs=1e-5)
     plain = load_model(tuning, models, 2)
-    with scaled_heads(plain, torch.tensor(found.scales)):
+    with scaled_heads(plain, torch.tensor(trained.scales)):
         assert check.after == pytest.approx(token_losses(plain, unseen, 2048).mean(), abs=1e-5)
     assert check.after < check.before
-    found.save(tmp_path)
-    assert TrainedHeads.model_validate(json.loads((tmp_path / "heads.json").read_text())) == found
+    trained.save(tmp_path)
+    assert TrainedHeads.model_validate(json.loads((tmp_path / "heads.json").read_text())) == trained
 
 
 def test_scarce_text_is_shared_and_what_has_no_row_left_is_not_checked(models: Models) -> None:

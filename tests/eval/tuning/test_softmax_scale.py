@@ -56,9 +56,9 @@ def test_the_search_finds_what_a_fine_grid_finds_in_few_evaluations(best: float)
         return (beta / best) ** 2 + 3 * (best / beta)  # steep below, flat above, as losses are
 
     grid = np.linspace(GRID[0], GRID[-1], 25_001)
-    wanted = grid[np.argmin([loss(beta) for beta in grid])]
+    expected = grid[np.argmin([loss(beta) for beta in grid])]
     asked.clear()
-    assert minimised(loss) == pytest.approx(wanted, abs=0.01)
+    assert minimised(loss) == pytest.approx(expected, abs=0.01)
     assert len(asked) == len(set(asked)) <= EVALUATIONS
 
 
@@ -145,8 +145,8 @@ def test_tuned_on_text_that_is_not_scored_it_is_what_a_grid_finds(models: Models
     assert scored >= config.loss.tokens
     assert np.array_equal(tuning.tokens, all_tokens[scored : scored + 4097])
     model = load_model(tuning, models, 2)
-    found = tune(tuning, models, model)
-    (one,) = found.lengths
+    tuned = tune(tuning, models, model)
+    (one,) = tuned.lengths
     rows = np.stack([tuning.tokens[start : start + 1025] for start in range(0, 4096, 1024)])
     grid = np.linspace(0.5, 3.0, 26)
     weights = {}
@@ -158,23 +158,23 @@ def test_tuned_on_text_that_is_not_scored_it_is_what_a_grid_finds(models: Models
     assert abs(one.beta - best) <= 0.1 and one.loss_tuned <= weights[float(best)] + 1e-6
     assert one.loss_tuned == pytest.approx(weights[one.beta], abs=1e-5)
     assert one.loss_plain == pytest.approx(weights[1.0], abs=1e-5)
-    assert found.c == pytest.approx((one.beta - 1) / np.log(2)) and found.beta(2) == pytest.approx(one.beta)
-    assert (found.judged_by, one.rows, one.length, one.factor) == ("text", 4, 2 * C, 2)
-    assert found.c_error == pytest.approx(one.beta_error / np.log(2)) and found.c_residual_error is None
-    table = list(csv.DictReader(io.StringIO(found.table())))
+    assert tuned.c == pytest.approx((one.beta - 1) / np.log(2)) and tuned.beta(2) == pytest.approx(one.beta)
+    assert (tuned.judged_by, one.rows, one.length, one.factor) == ("text", 4, 2 * C, 2)
+    assert tuned.c_error == pytest.approx(one.beta_error / np.log(2)) and tuned.c_residual_error is None
+    table = list(csv.DictReader(io.StringIO(tuned.table())))
     assert len(table) == len(one.points) and [float(row["beta"]) for row in table if row["best"] == "1"] == [one.beta]
 
 
 def test_a_single_row_has_no_error_and_every_length_above_1x_is_tuned(models: Models) -> None:
     tuning = prepare_tuning(config_of(context_factors=(1, 2, 4)), models, tokens=1, samples=1)
-    found = tune(tuning, models, load_model(tuning, models, 4))
-    assert [(one.factor, one.rows, one.beta_error, one.gain_error) for one in found.lengths] == [
+    tuned = tune(tuning, models, load_model(tuning, models, 4))
+    assert [(one.factor, one.rows, one.beta_error, one.gain_error) for one in tuned.lengths] == [
         (2, 1, None, None),
         (4, 1, None, None),
     ]
-    assert found.c_error is None and found.c_residual_error is not None
-    for one in found.lengths:
-        assert one.fitted_beta == pytest.approx(1 + found.c * np.log(one.factor))
+    assert tuned.c_error is None and tuned.c_residual_error is not None
+    for one in tuned.lengths:
+        assert one.fitted_beta == pytest.approx(1 + tuned.c * np.log(one.factor))
         assert one.gain == pytest.approx(one.loss_plain - one.loss_fitted)
         assert one.loss_tuned == min(point.loss for point in one.points)
 
@@ -197,15 +197,15 @@ def test_needles_of_another_seed_judge_where_the_recipe_has_recall(models: Model
 
 
 @pytest.mark.parametrize(
-    ("changed", "options", "said"),
+    ("changed", "options", "message"),
     [
         ({"context_factors": (1,)}, {}, r"context_factors = \[1\]: a softmax scale is for lengths above 1x; add 2, 4"),
         ({"loss": {"tokens": 10**6}}, {}, "of which .* are scored by the evaluation; .* on others, at least 1025; "),
         ({"recall": RECALL, "loss": {"tokens": 30_000}}, {"head_length": 20_000}, "on others, at least 20001; prepare"),
     ],
 )
-def test_what_cannot_be_tuned(models: Models, changed: dict, options: dict, said: str) -> None:
-    with pytest.raises(EvaluationError, match=said) as caught:
+def test_what_cannot_be_tuned(models: Models, changed: dict, options: dict, message: str) -> None:
+    with pytest.raises(EvaluationError, match=message) as caught:
         prepare_tuning(config_of(**changed), models, tokens=4096, samples=1, **options)
     assert "\n" not in str(caught.value)
 
@@ -218,6 +218,6 @@ def test_a_model_with_rope_has_no_such_scale(models: Models) -> None:
 
 def test_a_scale_of_zero_or_less_is_refused(models: Models) -> None:
     tuning = prepare_tuning(config_of(), models, tokens=1, samples=1)
-    found = tune(tuning, models, load_model(tuning, models, 2)).model_copy(update={"c": -0.5})
+    tuned = tune(tuning, models, load_model(tuning, models, 2)).model_copy(update={"c": -0.5})
     with pytest.raises(EvaluationError, match=r"factor = 8: 1 \+ c ln s = -0.0397 with c = -0.5; take a smaller one"):
-        found.beta(8)
+        tuned.beta(8)

@@ -57,11 +57,11 @@ def test_the_search_comes_near_what_is_best_and_is_repeatable() -> None:
     first = first_candidates(THETA, 2 * PAIRS, C, 4)
     sizes = {"population": 24, "generations": 20, "seed": 3}
     lowest: list[float] = []
-    found = search(loss, first, 4, **sizes, on_judged=lowest.append)
-    assert found == search(loss, first, 4, **sizes)
-    assert found.loss < 0.1 * min(loss(one.factors) for one in first)
+    result = search(loss, first, 4, **sizes, on_judged=lowest.append)
+    assert result == search(loss, first, 4, **sizes)
+    assert result.loss < 0.1 * min(loss(one.factors) for one in first)
     assert len(lowest) == len(first) + 24 * 20 and lowest == sorted(lowest, reverse=True)
-    assert lowest[-1] == found.loss
+    assert lowest[-1] == result.loss
     unguided = search(lambda factors: 0.0, first, 4, **sizes)
     assert unguided.factors == first[0].factors  # nothing is better than where it starts
 

@@ -35,10 +35,10 @@ def test_pi_divides_positions(source: Path, factor: int) -> None:
 
 @pytest.mark.parametrize("factor", [2, 8])
 def test_ntk_keeps_the_fastest_and_divides_the_slowest(source: Path, factor: int) -> None:
-    found = inverse_frequencies(source, "ntk", factor)
-    torch.testing.assert_close(found, plain(THETA * factor ** (HEAD_DIM / (HEAD_DIM - 2))))
-    assert found[0] == 1
-    torch.testing.assert_close(found[-1], plain()[-1] / factor)
+    frequencies = inverse_frequencies(source, "ntk", factor)
+    torch.testing.assert_close(frequencies, plain(THETA * factor ** (HEAD_DIM / (HEAD_DIM - 2))))
+    assert frequencies[0] == 1
+    torch.testing.assert_close(frequencies[-1], plain()[-1] / factor)
 
 
 def test_ntk_theta_by_hand() -> None:
@@ -75,8 +75,8 @@ def test_dynamic_ntk_goes_by_the_length_read(source: Path, factor: int, length: 
         short = model(tokens[:, :C]).logits
         assert torch.equal(short, load_variant("rope", source, 1, context=C)(tokens[:, :C]).logits)
         model(tokens)
-    wanted = plain(ntk_theta(THETA, HEAD_DIM, factor * length / C - (factor - 1)))
-    torch.testing.assert_close(model.model.rotary_emb.inv_freq, wanted)
+    expected = plain(ntk_theta(THETA, HEAD_DIM, factor * length / C - (factor - 1)))
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, expected)
 
 
 @pytest.mark.parametrize("factor", [2, 8])
@@ -190,12 +190,12 @@ def test_the_factor_survives_norms_of_queries_and_keys(family: str, norms: str) 
         plain = model(tokens).logits
         for layer in model.model.layers:
             layer.self_attn.scaling *= 2
-        wanted = model(tokens).logits
+        expected = model(tokens).logits
         for layer in model.model.layers:
             layer.self_attn.scaling /= 2
         scale_queries(model, 2.0)  # a power of 2, which rounds nothing
-        assert torch.equal(model(tokens).logits, wanted)
-    assert (wanted - plain).abs().max() > 1e-3
+        assert torch.equal(model(tokens).logits, expected)
+    assert (expected - plain).abs().max() > 1e-3
 
 
 def test_canonical() -> None:
@@ -211,13 +211,13 @@ def test_every_scaling_at_1x_is_rope(source: Path, variant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("missing", r": 1 missing keys, the first model\.layers\.1\.mlp\.up_proj\.weight"),
         ("extra", r": 1 unexpected keys, the first model\.layers\.9\.mlp\.up_proj\.weight"),
     ],
 )
-def test_wrong_tensors_are_refused(source: Path, tmp_path: Path, change: str, said: str) -> None:
+def test_wrong_tensors_are_refused(source: Path, tmp_path: Path, change: str, message: str) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(source / "model.safetensors")
@@ -227,7 +227,7 @@ def test_wrong_tensors_are_refused(source: Path, tmp_path: Path, change: str, sa
         tensors["model.layers.9.mlp.up_proj.weight"] = torch.zeros(1)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((source / "config.json").read_text())
-    with pytest.raises(EvaluationError, match=said):
+    with pytest.raises(EvaluationError, match=message):
         load_variant("rope", tmp_path, 1, context=C)
 
 
