@@ -24,7 +24,7 @@ from transformers import (
 
 from benchmarks.gpu_train.cases import Case
 from benchmarks.gpu_train.measure import ALONE, synchronize
-from benchmarks.recalibration.job import BETAS, EPS, GRADIENT_CLIP
+from benchmarks.recalibration.trainer_spec import BETAS, EPS, GRADIENT_CLIP
 from benchmarks.recalibration.trainer_way import IdentityRotation, deepspeed_config
 from model_surgery.shape import ModelShape
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks.recalibration.job import write_peak
+from benchmarks.recalibration.trainer_spec import write_peak
 from pipeline.recalibration.attempt import TrainingSpec
 from pipeline.recalibration.worker import main
 

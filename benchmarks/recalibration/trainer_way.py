@@ -1,6 +1,6 @@
 """The published loop: transformers' Trainer over DeepSpeed ZeRO-1, RoPE kept in the attention as an identity.
 
-One process: `python -m benchmarks.recalibration.trainer_way JOB`. What is like the published code, and what is not,
+One process: `python -m benchmarks.recalibration.trainer_way SPEC`. What is like the published code, and what is not,
 stands in benchmarks/README.md (github.com/SakanaAI/DroPE: train.py, cfgs/, accelerate_configs/deepspeed_zero1.yaml).
 """
 
@@ -14,7 +14,7 @@ from accelerate import PartialState
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from benchmarks.recalibration.job import BETAS, EPS, GRADIENT_CLIP, LR, Job, write_peak
+from benchmarks.recalibration.trainer_spec import BETAS, EPS, GRADIENT_CLIP, LR, TrainerSpec, write_peak
 from pipeline.launch.processes import die_with_parent
 
 
@@ -42,20 +42,20 @@ class MappedRows(torch.utils.data.Dataset):
         return named | {"attention_mask": torch.ones_like(row[:-1])}
 
 
-def load_model(job: Job) -> LlamaForCausalLM:
+def load_model(spec: TrainerSpec) -> LlamaForCausalLM:
     """The source model in the case's precision, every attention's class exchanged; the weights are the same."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[job.case.precision]
-    model = LlamaForCausalLM.from_pretrained(job.model, dtype=dtype, attn_implementation="sdpa")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[spec.case.precision]
+    model = LlamaForCausalLM.from_pretrained(spec.model, dtype=dtype, attn_implementation="sdpa")
     for layer in model.model.layers:
         layer.self_attn.__class__ = IdentityRotation
     return model
 
 
-def arguments(job: Job) -> TrainingArguments:
+def arguments(spec: TrainerSpec) -> TrainingArguments:
     """The published settings, on the CPU, with this benchmark's numbers."""
-    case = job.case
+    case = spec.case
     return TrainingArguments(
-        output_dir=str(job.out_dir),
+        output_dir=str(spec.out_dir),
         max_steps=case.steps,
         per_device_train_batch_size=case.micro_batch,
         gradient_accumulation_steps=case.batch // (case.micro_batch * case.ranks),
@@ -98,20 +98,20 @@ def deepspeed_config(precision: str) -> dict[str, object]:
 
 def main() -> None:
     die_with_parent()
-    job = Job.load(Path(sys.argv[1]))
+    spec = TrainerSpec.load(Path(sys.argv[1]))
     # accelerate takes DeepSpeed for a matter of GPUs; with the process group made beforehand it runs it on gloo.
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(job.out_dir / "tensorboard")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(spec.out_dir / "tensorboard")
     PartialState(backend="gloo")
     trainer = Trainer(
-        model=load_model(job),
-        args=arguments(job),
-        train_dataset=MappedRows(job.rows),
+        model=load_model(spec),
+        args=arguments(spec),
+        train_dataset=MappedRows(spec.rows),
         data_collator=default_data_collator,
     )
     trainer.train()
-    trainer.save_model(str(job.out_dir / "model"))
-    write_peak(job.out_dir)
+    trainer.save_model(str(spec.out_dir / "model"))
+    write_peak(spec.out_dir)
 
 
 if __name__ == "__main__":

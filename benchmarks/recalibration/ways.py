@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from benchmarks.recalibration.cases import Case, Run
 from benchmarks.recalibration.inputs import Inputs
-from benchmarks.recalibration.job import BETAS, EPS, GRADIENT_CLIP, LR, Job, read_peaks
+from benchmarks.recalibration.trainer_spec import BETAS, EPS, GRADIENT_CLIP, LR, TrainerSpec, read_peaks
 from pipeline.errors import StageFailed
 from pipeline.launch.processes import torchrun
 from pipeline.recalibration.attempt import TrainingSpec
@@ -52,7 +52,7 @@ def ours(case: Case, inputs: Inputs, out_dir: Path, *, module: str = "our_way", 
 
 def trainer(case: Case, inputs: Inputs, out_dir: Path) -> None:
     """transformers' Trainer with DeepSpeed ZeRO-1 and an identity rotation."""
-    Job(case=case, model=inputs.model, rows=inputs.rows, out_dir=out_dir).save(out_dir / "job.json")
+    TrainerSpec(case=case, model=inputs.model, rows=inputs.rows, out_dir=out_dir).save(out_dir / "job.json")
     _launch("trainer_way", str(out_dir / "job.json"), case, out_dir)
 
 

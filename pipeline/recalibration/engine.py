@@ -11,13 +11,13 @@ from model_surgery.megatron.model import build_model, load_slices
 from pipeline.recalibration.layer_choice import PLAIN, LayerChoice
 from pipeline.recalibration.memory import REDUCE_BUCKET
 from pipeline.recalibration.parallel import ModelParallelUnit
-from pipeline.recipe.recalibration import RecalibrationConfig
+from pipeline.recipe.recalibration import ResolvedTraining
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def build_engine(
-    config: RecalibrationConfig,
+    config: ResolvedTraining,
     layout: Layout,
     slices: dict[str, torch.Tensor],
     position_embedding: Literal["none", "rope"],
@@ -55,7 +55,7 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     ]
 
 
-def engine_config(config: RecalibrationConfig) -> dict[str, Any]:
+def engine_config(config: ResolvedTraining) -> dict[str, Any]:
     """DeepSpeed's configuration (https://www.deepspeed.ai/docs/config-json/) for these settings."""
     return {
         "train_batch_size": config.batch,

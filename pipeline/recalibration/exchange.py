@@ -8,22 +8,22 @@ from megatron.core import parallel_state
 from pipeline.recalibration.checkpoints.writer import FAILED, WRITTEN
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
-    """One rank at one step."""
+    """One rank at one step. Numbers alone: they travel as one tensor."""
 
-    loss: float
+    loss: float = 0.0
     """Its share of the global batch's loss: the mean over data-parallel ranks is that loss, nats per token."""
-    stop: float
+    stop: float = 0.0
     """1 if a signal asked this rank to stop."""
-    due: float
+    due: float = 0.0
     """1 if this rank's clock says that it is time for a checkpoint."""
-    save_status: float
+    save_status: float = WRITTEN
     """How far its part of the checkpoint being written is (see `checkpoints.writer`)."""
-    own_seconds: float
+    own_seconds: float = 0.0
     """Time that it needed for work that waits for no other host (see `stragglers.OwnTime`)."""
-    data_wait_seconds: float
-    memory_bytes: float
+    data_wait_seconds: float = 0.0
+    memory_bytes: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from model_surgery.megatron.logit_parts import part_tokens
 from model_surgery.megatron.te.settings import FILLED_HEAD_DIM
 from model_surgery.shape import ModelShape
-from pipeline.recipe.recalibration import RecalibrationConfig
+from pipeline.recipe.recalibration import ResolvedTraining
 
 GIB = 1 << 30
 REDUCE_BUCKET = 200_000_000
@@ -42,7 +42,7 @@ class TrainingMemory:
 
 
 def training_memory(
-    shape: ModelShape, config: RecalibrationConfig, *, tensor_parallel: int, length: int
+    shape: ModelShape, config: ResolvedTraining, *, tensor_parallel: int, length: int
 ) -> TrainingMemory:
     """What one rank holds at the peak of a step; `config` has numbers for micro_batch and data_parallel.
 
@@ -71,7 +71,7 @@ def training_memory(
     )
 
 
-def layer_bytes(shape: ModelShape, config: RecalibrationConfig, *, tensor_parallel: int, length: int) -> int:
+def layer_bytes(shape: ModelShape, config: ResolvedTraining, *, tensor_parallel: int, length: int) -> int:
     """Bytes that one layer keeps per token for its backward pass.
 
     Whole on every TP rank but under sequence parallelism: what goes into both norms and into the matrices after them.
@@ -93,7 +93,7 @@ def layer_bytes(shape: ModelShape, config: RecalibrationConfig, *, tensor_parall
     return whole + split // tensor_parallel + (length * value if masked else 0)
 
 
-def _filled_bytes(shape: ModelShape, config: RecalibrationConfig, queries: int) -> int:
+def _filled_bytes(shape: ModelShape, config: ResolvedTraining, queries: int) -> int:
     """What attention in FP8 keeps per token beyond what it would in bf16, where heads are filled up with zeros.
 
     Queries, keys, values and the result in FP8, filled, and the result as it goes on; while the run warms up, all of
@@ -107,7 +107,7 @@ def _filled_bytes(shape: ModelShape, config: RecalibrationConfig, queries: int) 
     return max(0, filled * value + (queries - 4 * queries) * _VALUE["bf16"])
 
 
-def _fp8_weights(shape: ModelShape, config: RecalibrationConfig, tensor_parallel: int) -> int:
+def _fp8_weights(shape: ModelShape, config: ResolvedTraining, tensor_parallel: int) -> int:
     """The layers' matrices in FP8, two ways round, which live from the forward to the backward pass."""
     if config.fp8 is None or config.fp8.linear == "off":
         return 0
@@ -132,7 +132,7 @@ def _norm_bytes(kind: str, width: int, value: int) -> int:
     return width * {"none": 0, "per_head": value, "full": 3 * _FP32}[kind]
 
 
-def _row_parts(config: RecalibrationConfig, tensor_parallel: int) -> int:
+def _row_parts(config: ResolvedTraining, tensor_parallel: int) -> int:
     return tensor_parallel if config.sequence_parallel else 1
 
 

@@ -58,15 +58,21 @@ class OwnTime:
         self._seconds, self._began = 0.0, 0.0
 
     def __enter__(self) -> None:
+        self.begin()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def begin(self) -> None:
         if self._on_gpu:
             self._spans.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
             self._spans[-1][0].record()
         else:
             self._began = time.perf_counter()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def end(self) -> None:
         if self._on_gpu:
             self._spans[-1][1].record()
         else:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from foundation.install import install_hint
 from pipeline.errors import RecipeError
 
 
@@ -14,7 +15,7 @@ def check_wandb(project: str | None) -> None:
     if project is not None and find_spec("wandb") is None:
         raise RecipeError(
             f"recalibration.wandb_project = {project!r}: the package wandb is not installed; "
-            "pip install 'drope[wandb]' or take the field out (TensorBoard's files are written either way)"
+            f"{install_hint('wandb')}, or take the field out (TensorBoard's files are written either way)"
         )
 
 

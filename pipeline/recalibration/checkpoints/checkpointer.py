@@ -12,13 +12,15 @@ from foundation.files import write_json
 from model_surgery.layout import Layout
 from pipeline.errors import StageFailed
 from pipeline.recalibration.attempt import TrainingSpec
+from pipeline.recalibration.callback import Callback
 from pipeline.recalibration.checkpoints import folders
 from pipeline.recalibration.checkpoints.fp8 import FP8_KEY, scales_of
 from pipeline.recalibration.checkpoints.state import STATE_FILE, DeepSpeedState, StoredFile
 from pipeline.recalibration.checkpoints.writer import FileWriter
-from pipeline.recalibration.exchange import Reports
+from pipeline.recalibration.metrics.files import Line
 from pipeline.recalibration.metrics.recorder import MetricsRecorder
 from pipeline.recalibration.phases import Phase
+from pipeline.recalibration.step import Step
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Published:
     """From its begin, most of them beside the training."""
 
 
-class Checkpointer:
-    """Takes checkpoints while training goes on. All ranks make every call but `note_validation` at the same step.
+class Checkpointer(Callback):
+    """Takes checkpoints while training goes on.
 
     All ranks write their files beside the others; only a whole checkpoint gets its name.
     """
@@ -44,15 +46,13 @@ class Checkpointer:
         *,
         trained: Layout,
         phase: Phase,
-        steps: int,
         rollbacks: int,
         recorder: MetricsRecorder | None,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         """`trained`: shape, origin and TP degree of what is trained; `progress` is told while files are written."""
         self._spec, self._config, self._engine = spec, spec.config, engine
-        self._trained, self._phase, self._steps, self._rollbacks = trained, phase, steps, rollbacks
-        self._recorder = recorder
+        self._trained, self._phase, self._rollbacks, self._recorder = trained, phase, rollbacks, recorder
         self._writer = FileWriter(asynchronous=spec.config.checkpoint_async, progress=progress)
         engine.checkpoint_engine = self._writer
         self._state: DeepSpeedState | None = None
@@ -62,65 +62,77 @@ class Checkpointer:
         self._began = 0.0
         self._saved_at = time.monotonic()
 
-    @property
-    def status(self) -> float:
-        """How far this rank is with its files (see `checkpoints.writer`)."""
-        return self._writer.status
+    def attempt_begin(self, done: int, history: list[Line]) -> None:
+        for line in history:
+            self._note_validation(line["step"], line)
 
-    @property
-    def is_writing(self) -> bool:
-        """Whether a checkpoint has been begun and not published."""
-        return self._state is not None
-
-    @property
-    def clock_says_so(self) -> bool:
-        """Whether `checkpoint_minutes` have passed on this rank's clock since the last one."""
+    def before_exchange(self, step: Step) -> None:
+        step.report.save_status = self._writer.status
         minutes = self._config.checkpoint_minutes
-        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        is_due = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        step.report.due = float(is_due)
 
-    def note_validation(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def before_update(self, step: Step) -> None:
+        """Raises: what writing a checkpoint's files raised on the rank where it did, StageFailed on the others."""
+        if step.reports.any_failed:
+            self._writer.finish()
+            raise StageFailed("another rank could not write its part of a checkpoint; its message stands above")
+
+    def after_update(self, step: Step) -> None:
+        if self._state is not None and step.reports.all_written:
+            with step.phase("publish"):
+                self.publish()
+
+    def step_end(self, step: Step) -> None:
+        self._note_validation(step.number, step.validation)
+        if not step.goes_back and self._is_due(step):
+            with step.phase("checkpoint"):
+                step.checkpoint_pause_seconds = self._save(step)
+
+    def line_written(self, step: Step) -> None:
+        """A checkpoint is visible before the attempt may end; where it was not written beside, before the next step."""
+        taken = step.checkpoint_pause_seconds is not None
+        if step.goes_back or (taken and (step.reports.stop or not self._config.checkpoint_async)):
+            self.publish()
+
+    def attempt_end(self) -> None:
+        self.publish()
+
+    def _note_validation(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Remembers the step of the lowest validation loss."""
         loss = metrics.get("validation_loss")
         if step and loss is not None and (self._best is None or loss < self._best[0]):
             self._best = (loss, step)
 
-    def is_due(self, step: int, reports: Reports) -> bool:
+    def _is_due(self, step: Step) -> bool:
         """Whether a checkpoint is taken after this step; the trained layout stands for the last one."""
-        if step == self._steps:
+        if step.is_last:
             return False
-        is_best = self._config.keep_best and self._best is not None and self._best[1] == step
-        is_regular = step % self._config.checkpoint_every == 0
-        return is_regular or reports.due or reports.stop or is_best or step == self._phase.last
+        is_best = self._config.keep_best and self._best is not None and self._best[1] == step.number
+        is_regular = step.number % self._config.checkpoint_every == 0 or step.number == self._phase.last
+        return is_regular or is_best or step.reports.due or step.reports.stop
 
-    def save(self, step: int, tokens: int, *, calm: bool) -> float:
+    def _save(self, step: Step) -> float:
         """Begins the checkpoint of a step; the seconds in which training stood still for it."""
         began, config = time.perf_counter(), self._config
         self.publish()  # one that is still being written
         self._begin(
             DeepSpeedState(
-                step=step,
-                tokens=tokens,
+                step=step.number,
+                tokens=step.tokens,
                 tensor_parallel=self._spec.tensor_parallel,
                 data_parallel=config.data_parallel,
                 zero_stage=config.zero_stage,
                 precision=config.dtype,
                 position_embedding=self._phase.position_embedding,
                 shape=self._phase.shape,
-                calm=calm,
+                calm=step.skipped is None,
                 rollbacks=self._rollbacks,
                 **self._trained.origin,
             )
         )
         self._saved_at = time.monotonic()
         return time.perf_counter() - began
-
-    def abandon(self) -> None:
-        """For all ranks, when one has failed to write its files.
-
-        Raises: what writing them raised on that rank, StageFailed on the others.
-        """
-        self._writer.finish()
-        raise StageFailed("another rank could not write its part of a checkpoint; its message stands above")
 
     def publish(self) -> None:
         """Waits for the checkpoint that is being written, if there is one, and makes it visible."""

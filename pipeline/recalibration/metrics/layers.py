@@ -14,25 +14,43 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from model_surgery.shape import ModelShape
+from pipeline.recalibration.callback import Callback
+from pipeline.recalibration.step import Step
 
 _QUERIES = 128
 """Queries whose logits are held at once: with 32 heads over 4,096 keys that is 64 MiB."""
 
 
-class LayerMetrics:
+class LayerMetrics(Callback):
     """Looks into the attention of every layer while it is on; off, it costs nothing.
 
     It takes the first row of the first forward pass: later micro batches, and layers that are computed again in the
     backward pass, are not looked at.
     """
 
-    def __init__(self, model: torch.nn.Module, shape: ModelShape) -> None:
-        """`model` of `shape`, without an engine around it."""
+    def __init__(self, model: torch.nn.Module, shape: ModelShape, *, every: int = 0) -> None:
+        """`model` of `shape`, without an engine around it; `every` so many steps of a training, 0 for never."""
+        self._every = every
         decoder: Any = model.decoder  # Megatron-core has no types
         self._attentions = [layer.self_attention for layer in decoder.layers]
         self._shape = shape
         self._maxima: dict[int, Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def phase_begin(self, step: int, phase: str) -> None:
+        if phase == "forward 0" and self._is_due(step):
+            self.__enter__()
+
+    def phase_end(self, step: int, phase: str) -> None:
+        if phase == "forward 0" and self._is_due(step):
+            self.__exit__(None, None, None)
+
+    def after_update(self, step: Step) -> None:
+        if self._is_due(step.number):
+            step.layers = dict(self.numbers())
+
+    def _is_due(self, step: int) -> bool:
+        return self._every > 0 and step % self._every == 0
 
     def __enter__(self) -> "LayerMetrics":
         """Looks at the next forward pass; what was seen before is forgotten."""

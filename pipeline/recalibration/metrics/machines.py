@@ -3,6 +3,7 @@
 import platform
 import re
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,11 +12,13 @@ import torch
 
 from model_surgery.shape import ModelShape
 from pipeline.recalibration.attempt import TrainingSpec
+from pipeline.recalibration.callback import Callback
 from pipeline.recalibration.exchange import Reports
 from pipeline.recalibration.metrics.files import Value
 from pipeline.recalibration.metrics.recorder import MetricsRecorder
 from pipeline.recalibration.mfu import mfu, peak_flops
-from pipeline.recalibration.stragglers import HostTimes, spread
+from pipeline.recalibration.step import Step
+from pipeline.recalibration.stragglers import HostTimes, OwnTime, spread
 
 _STEPS = 100
 """Over how many steps the times of hosts are averaged."""
@@ -24,20 +27,47 @@ _SLOW = 1.2
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 
 
-class MachineMetrics:
-    """What is said of every step; all ranks make one."""
+class MachineMetrics(Callback):
+    """Speed, memory and stragglers of every step; all ranks make one."""
 
-    def __init__(self, spec: TrainingSpec, shape: ModelShape, row_length: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        spec: TrainingSpec,
+        shape: ModelShape,
+        row_length: int,
+        device: torch.device,
+        recorder: MetricsRecorder | None,
+    ) -> None:
         own = (socket.gethostname(), device_name(device))
         machines: list[tuple[str, str]] = [own] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(machines, own)
         self.machines = described(machines)
         """How many of which device every host has."""
+        self._device, self._recorder, self._own = device, recorder, OwnTime(device)
         self._shape, self._row_length, self._tokens = shape, row_length, spec.config.batch * row_length
         self._hosts = [host for host, _ in machines]
         self._times = HostTimes(self._hosts, _STEPS)
         named = peak_flops(own[1])
         self._peak = named if spec.config.peak_tflops is None else spec.config.peak_tflops * 1e12
+
+    def phase_begin(self, step: int, phase: str) -> None:
+        if _is_own_work(phase):
+            self._own.begin()
+
+    def phase_end(self, step: int, phase: str) -> None:
+        if _is_own_work(phase):
+            self._own.end()
+
+    def before_exchange(self, step: Step) -> None:
+        step.report.own_seconds = self._own.take()
+        step.report.memory_bytes = memory_bytes(self._device)
+
+    def after_update(self, step: Step) -> None:
+        step.machines = self.measured(step.reports, time.perf_counter() - step.began)
+
+    def line_written(self, step: Step) -> None:
+        if self._recorder:
+            self.name_the_slowest(step.number, self._recorder)
 
     def measured(self, reports: Reports, seconds: float) -> dict[str, Value]:
         """Numbers that clocks and machines decide (`metrics.MEASURED`), of a step that took so long."""
@@ -59,18 +89,23 @@ class MachineMetrics:
             numbers["mfu"] = mfu(self._shape, self._tokens, self._row_length, seconds, devices, self._peak)
         return numbers
 
-    def name_the_slowest(self, step: int, metrics: MetricsRecorder) -> None:
+    def name_the_slowest(self, step: int, recorder: MetricsRecorder) -> None:
         """Every so many steps says which host holds up the others, if one does."""
         if step % _STEPS:
             return
         slowest = self._times.slowest()
         if slowest.ratio >= _SLOW:
-            metrics.event("slow_host", step, host=slowest.host, ratio=slowest.ratio, seconds=slowest.seconds)
-            metrics.say(slowest.line)
+            recorder.event("slow_host", step, host=slowest.host, ratio=slowest.ratio, seconds=slowest.seconds)
+            recorder.say(slowest.line)
 
     @staticmethod
     def _most(reports: Reports, name: str) -> float:
         return max(getattr(report, name) for report in reports.ranks)
+
+
+def _is_own_work(phase: str) -> bool:
+    """Whether a phase waits for no other host (see `stragglers.OwnTime`)."""
+    return phase == "data" or phase.startswith("forward")
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -15,7 +15,7 @@ from model_surgery.megatron.model import token_losses
 from pipeline.recalibration.batches import read_rows
 from pipeline.recalibration.metrics.validation_result import ValidationResult
 from pipeline.recalibration.validation.recall import recall_rows, recalled
-from pipeline.recipe.recalibration import RecalibrationConfig
+from pipeline.recipe.recalibration import ResolvedTraining
 
 _PARTS = 16
 _LOGIT_BYTES = 2 << 30
@@ -42,7 +42,7 @@ class Validation:
 
     @classmethod
     def build(
-        cls, config: RecalibrationConfig, shards: ShardSet, folder: Path, cache_dir: Path, device: torch.device
+        cls, config: ResolvedTraining, shards: ShardSet, folder: Path, cache_dir: Path, device: torch.device
     ) -> "Validation":
         """Rows of every length; the shards lie in `folder`, and `validation_check.check_validation` must have passed.
 
@@ -113,7 +113,7 @@ class Validation:
         return total.item() / len(repeated)
 
 
-def rows_at_once(config: RecalibrationConfig, shards: ShardSet, multiple: int) -> int:
+def rows_at_once(config: ResolvedTraining, shards: ShardSet, multiple: int) -> int:
     """Rows of so many times the training length that go through the model together: a micro batch, or fewer.
 
     Training takes its loss in parts, validation from the logits of all tokens: they are what its memory is bounded by.
@@ -145,7 +145,7 @@ def position_sums(losses: Tensor, counted: Tensor | None) -> Tensor:
 
 
 def held_out_rows(
-    config: RecalibrationConfig, shards: ShardSet, folder: Path, multiple: int, cache_dir: Path
+    config: ResolvedTraining, shards: ShardSet, folder: Path, multiple: int, cache_dir: Path
 ) -> RowDataset:
     """Held-out rows of `multiple` times the training length.
 

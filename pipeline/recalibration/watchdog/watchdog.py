@@ -11,6 +11,7 @@ from types import TracebackType
 
 import psutil
 
+from pipeline.recalibration.callback import Callback
 from pipeline.recalibration.watchdog.fault import Fault
 from pipeline.recalibration.watchdog.hang_detector import AwakeClock, HangDetector
 from pipeline.recalibration.watchdog.heartbeat import Heartbeat
@@ -21,7 +22,7 @@ EXIT_CODE = 70
 _RECORD_SECONDS = 5.0
 
 
-class Watchdog:
+class Watchdog(Callback):
     """Ends a training whose ranks stand still, with the names of those that hold it up. A context manager.
 
         with Watchdog(out_dir, hang_seconds) as watchdog:
@@ -52,6 +53,9 @@ class Watchdog:
         """
         at = self._at
         self._at = (step, at[1] + 1 if at[0] == step else 0, phase)
+
+    def phase_begin(self, step: int, phase: str) -> None:
+        self.mark(step, phase)
 
     def progress(self) -> None:
         """Something within a phase has gone on; for what takes long, from any thread."""

@@ -9,7 +9,7 @@ from pipeline.errors import RecipeError
 from pipeline.recalibration.checkpoints.folders import complete, remove_incomplete
 from pipeline.recalibration.engine import engine_config, parameter_groups
 from pipeline.recalibration.schedule import check_schedule
-from pipeline.recipe.recalibration import RecalibrationConfig
+from pipeline.recipe.recalibration import RecalibrationConfig, ResolvedTraining
 
 
 def settings(**changes: object) -> RecalibrationConfig:
@@ -22,18 +22,18 @@ def test_steps_are_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("field", "value", "reason"),
     [
-        {"zero_stage": 0},  # wrong gradients under TP in bf16, and no gradient norm in fp32
-        {"lr": float("inf")},
-        {"weight_decay": float("inf")},
-        {"betas": (0.9, 1.0)},
-        {"betas": (-0.1, 0.95)},
+        ("zero_stage", 0, "1, 2 or 3"),  # wrong gradients under TP in bf16, and no gradient norm in fp32
+        ("lr", float("inf"), "a finite number"),
+        ("weight_decay", float("inf"), "a finite number"),
+        ("betas", (0.9, 1.0), "less than 1"),
+        ("betas", (-0.1, 0.95), "greater than or equal to 0"),
     ],
 )
-def test_settings_that_cannot_train_are_refused(changes: dict) -> None:
-    with pytest.raises(ValueError, match=next(iter(changes))):
-        settings(**changes)
+def test_settings_that_cannot_train_are_refused(field: str, value: object, reason: str) -> None:
+    with pytest.raises(ValueError, match=rf"\n{field}\S*\n  Input should be {reason} "):
+        settings(**{field: value})
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_a_budget_too_small_for_its_schedule_is_refused(changes: dict, part: str
 
 
 def test_accumulation_makes_up_the_global_batch() -> None:
-    made = engine_config(settings(batch=48, micro_batch=2, data_parallel=4))
-    assert made["gradient_accumulation_steps"] == 6
+    resolved = ResolvedTraining.of(settings(batch=48), micro_batch=2, data_parallel=4)
+    assert engine_config(resolved)["gradient_accumulation_steps"] == 6
 
 
 def test_norms_do_not_decay() -> None:
@@ -71,8 +71,8 @@ def test_norms_do_not_decay() -> None:
         ({"validation_lengths": (2, 4)}, "1 first"),
         ({"validation_lengths": (1, 2, 2)}, "different multiples"),
         ({"micro_batch": 3, "data_parallel": "auto"}, "use batch = 6"),
-        ({"micro_batch": 0}, "micro_batch"),
-        ({"data_parallel": "all"}, "data_parallel"),
+        ({"micro_batch": 0}, r"\nmicro_batch\S+\n  Input should be greater than or equal to 1 "),
+        ({"data_parallel": "all"}, r"\ndata_parallel\S+\n  Input should be a valid integer"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(changes: dict, part: str) -> None:

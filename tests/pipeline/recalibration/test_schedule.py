@@ -61,8 +61,8 @@ def test_a_warmup_in_tokens_takes_whole_steps() -> None:
 @pytest.mark.parametrize(
     ("settings", "part"),
     [
-        ({"kind": "cosine", "decay_steps": 5}, "decay_steps"),
-        ({"kind": "wsd"}, "decay_steps"),
+        ({"kind": "cosine", "decay_steps": 5}, "decay_steps must be given with kind: wsd and with no other"),
+        ({"kind": "wsd"}, "decay_steps must be given with kind: wsd and with no other"),
         ({"kind": "cosine", "decay": "linear"}, "decay is the shape of wsd's final decay"),
         ({"warmup_steps": 5, "warmup_tokens": 512}, "give one of them"),
     ],

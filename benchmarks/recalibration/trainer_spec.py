@@ -14,7 +14,7 @@ GRADIENT_CLIP = 1.0
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainerSpec:
     """One run of the Trainer's way."""
 
     case: Case
@@ -26,7 +26,7 @@ class Job:
         path.write_text(json.dumps(asdict(self), default=str))
 
     @classmethod
-    def load(cls, path: Path) -> "Job":
+    def load(cls, path: Path) -> "TrainerSpec":
         values = json.loads(path.read_text())
         case = Case(**values.pop("case"))
         return cls(case, **{name: Path(value) for name, value in values.items()})
