@@ -177,8 +177,8 @@ def _reference() -> Callable[..., dict[str, Any]]:
             losses.append(loss.item())
         with torch.no_grad():
             held = reference_loss(model, rows.validation, range(len(rows.validation))).item()
-        found = {"losses": losses, "grad_norms": grad_norms, "lrs": lrs, "validation_loss": held}
-        return found | {"model": model, "weights": model.state_dict(), "rows": rows}
+        outcome = {"losses": losses, "grad_norms": grad_norms, "lrs": lrs, "validation_loss": held}
+        return outcome | {"model": model, "weights": model.state_dict(), "rows": rows}
 
     return reference
 

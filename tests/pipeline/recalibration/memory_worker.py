@@ -1,6 +1,6 @@
 """One of two TP ranks that trains models of random weights and measures what that takes of its resident memory.
 
-`torchrun ... -m tests.pipeline.recalibration.memory_worker CASES.json`; rank 0 leaves found.json beside it:
+`torchrun ... -m tests.pipeline.recalibration.memory_worker CASES.json`; rank 0 leaves peaks.json beside it:
 bytes by name.
 """
 
@@ -19,9 +19,9 @@ from tests.process_memory import begin_peak_anew, resident
 def main() -> None:
     join(2)
     path = Path(sys.argv[1])
-    found = {case["name"]: measure(case) for case in json.loads(path.read_text())}
+    peaks = {case["name"]: measure(case) for case in json.loads(path.read_text())}
     if torch.distributed.get_rank() == 0:
-        (path.parent / "found.json").write_text(json.dumps(found))
+        (path.parent / "peaks.json").write_text(json.dumps(peaks))
 
 
 def measure(case: dict) -> int:

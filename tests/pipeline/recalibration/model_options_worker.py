@@ -17,9 +17,9 @@ def main() -> None:
     cases = json.loads(Path(sys.argv[1]).read_text())
     join(cases[0]["tensor_parallel"])
     for case in cases:
-        found = train(case)
+        outcome = train(case)
         if torch.distributed.get_rank() == 0:
-            (Path(case["out"]) / f"{case['name']}.json").write_text(json.dumps(found))
+            (Path(case["out"]) / f"{case['name']}.json").write_text(json.dumps(outcome))
 
 
 def train(case: dict) -> dict[str, list]:

@@ -8,8 +8,10 @@ if __name__ == "__main__":
     whole = engine.engine_config
 
     def with_small_groups(config: object) -> dict[str, object]:
-        made = whole(config)
-        return made | {"zero_optimization": made["zero_optimization"] | {"sub_group_size": PARAMETERS}}
+        engine_settings = whole(config)
+        return engine_settings | {
+            "zero_optimization": engine_settings["zero_optimization"] | {"sub_group_size": PARAMETERS}
+        }
 
     engine.engine_config = with_small_groups
     worker.main()

@@ -69,14 +69,14 @@ def test_a_run_may_continue_on_another_number_of_ranks(shards: Path, tmp_path: P
     cache = tmp_path / "single"
     loaded = ShardSet.load(shards)
     rows = build_rows(loaded, shards, train_rows=48, validation_rows=None, mask_documents=True, cache_dir=cache).train
-    wanted = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    assert len(torch.unique(wanted["tokens"], dim=0)) == len(rows) == STEPS * BATCH
+    expected = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    assert len(torch.unique(expected["tokens"], dim=0)) == len(rows) == STEPS * BATCH
     for world, steps in ((1, range(1, 3)), (2, range(3, 5)), (4, range(5, 7))):
         ranks = read_by(tmp_path / str(world), shards, world, steps)
         for step in steps:
-            for name, tensor in wanted.items():
-                found = torch.cat([read[step][name] for read in ranks])
-                assert torch.equal(found, tensor[(step - 1) * BATCH : step * BATCH])
+            for name, tensor in expected.items():
+                batch = torch.cat([read[step][name] for read in ranks])
+                assert torch.equal(batch, tensor[(step - 1) * BATCH : step * BATCH])
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from pipeline.recipe.recalibration import GuardConfig
 
 
 @pytest.mark.parametrize(
-    ("settings", "wanted"),
+    ("settings", "expected"),
     [
         ({"newest": 2, "every": None, "best": None}, {400, 450}),
         ({"newest": 1, "every": 200, "best": None}, {200, 400, 450}),
@@ -22,8 +22,8 @@ from pipeline.recipe.recalibration import GuardConfig
         ({"newest": 9, "every": 150, "best": 1000}, {50, 100, 150, 200, 400, 450}),
     ],
 )
-def test_which_checkpoints_are_kept(settings: dict, wanted: set[int]) -> None:
-    assert folders.kept([450, 50, 100, 150, 200, 400], **settings) == wanted
+def test_which_checkpoints_are_kept(settings: dict, expected: set[int]) -> None:
+    assert folders.kept([450, 50, 100, 150, 200, 400], **settings) == expected
 
 
 def test_a_checkpoint_appears_whole_under_its_name(tmp_path: Path) -> None:
@@ -31,12 +31,12 @@ def test_a_checkpoint_appears_whole_under_its_name(tmp_path: Path) -> None:
     (tmp_path / folders.partial_name(7) / "file").write_text("new")
     (tmp_path / folders.name_of(7)).mkdir()  # of an attempt at the same step
     assert folders.complete(tmp_path) == []
-    made = folders.publish(tmp_path, 7)
-    assert folders.complete(tmp_path) == [made]
-    assert (made / "file").read_text() == "new"
+    published = folders.publish(tmp_path, 7)
+    assert folders.complete(tmp_path) == [published]
+    assert (published / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
-    assert folders.step_of(made) == 7
-    folders.set_aside(made)
+    assert folders.step_of(published) == 7
+    folders.set_aside(published)
     assert folders.complete(tmp_path) == []
     assert [path.name for path in tmp_path.iterdir()] == ["damaged-step-00000007"]
 
@@ -65,10 +65,10 @@ def test_a_file_that_cannot_be_written_is_a_failure(tmp_path: Path, asynchronous
 
 def test_tensors_that_are_one_stay_one_in_a_copy() -> None:
     tensor = torch.ones(3)
-    made = copied({"a": tensor, "b": [tensor, (tensor[:2], None, 5)]})
-    assert made["a"] is made["b"][0] is not tensor
-    assert made["b"][1][0].untyped_storage().nbytes() == 8
-    assert made["b"][1][1:] == (None, 5)
+    copies = copied({"a": tensor, "b": [tensor, (tensor[:2], None, 5)]})
+    assert copies["a"] is copies["b"][0] is not tensor
+    assert copies["b"][1][0].untyped_storage().nbytes() == 8
+    assert copies["b"][1][1:] == (None, 5)
 
 
 def test_the_step_to_go_back_to_is_before_the_trouble_and_further_back_when_it_recurs() -> None:

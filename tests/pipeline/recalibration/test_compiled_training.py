@@ -30,14 +30,14 @@ def test_compiled_layers_train_as_transformers_does(
 
     Norms see a part of every row, and their gradients are summed within the graph.
     """
-    wanted = reference(models["qwen2"], shards, tmp_path / "rows", weight_decay=0.1)
+    expected = reference(models["qwen2"], shards, tmp_path / "rows", weight_decay=0.1)
     changes = {"weight_decay": 0.1, "zero_stage": 2, "sequence_parallel": True, "layer_numbers_every": 3}
     config = settings(layers="compiled", **changes)
     out = tmp_path / "out"
     lines = train(config, layouts["qwen2"], shards, out)[1:]
-    assert [line["loss"] for line in lines] == pytest.approx(wanted["losses"], abs=1e-5)
-    assert [line["grad_norm"] for line in lines] == pytest.approx(wanted["grad_norms"], abs=1e-5)
-    assert lines[-1]["validation_loss"] == pytest.approx(wanted["validation_loss"], abs=1e-5)
+    assert [line["loss"] for line in lines] == pytest.approx(expected["losses"], abs=1e-5)
+    assert [line["grad_norm"] for line in lines] == pytest.approx(expected["grad_norms"], abs=1e-5)
+    assert lines[-1]["validation_loss"] == pytest.approx(expected["validation_loss"], abs=1e-5)
     assert len(lines[2]["attention_logit_max"]) == 2
     facts = stage.facts_of(TrainingSpec.model_validate_json((out / "job.json").read_bytes()))
     assert (facts["layers"], facts["layers_reason"]) == ("compiled", "recalibration.layers = compiled")

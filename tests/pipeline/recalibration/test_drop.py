@@ -27,11 +27,11 @@ def test_a_drop_in_the_run_equals_a_drop_by_hand(
     reference: Callable[..., dict[str, Any]],
     tmp_path: Path,
 ) -> None:
-    wanted = reference(models["qwen2"], shards, tmp_path / "rows", position="rope", drop_at_step=6)
+    expected = reference(models["qwen2"], shards, tmp_path / "rows", position="rope", drop_at_step=6)
     config = settings(drop_at_step=6, keep_checkpoints=9)
     lines = train(config, layouts["qwen2"], shards, tmp_path / "out")
-    assert [line["loss"] for line in lines[1:]] == pytest.approx(wanted["losses"], abs=2e-5)
-    assert [line["grad_norm"] for line in lines[1:]] == pytest.approx(wanted["grad_norms"], abs=2e-5)
+    assert [line["loss"] for line in lines[1:]] == pytest.approx(expected["losses"], abs=2e-5)
+    assert [line["grad_norm"] for line in lines[1:]] == pytest.approx(expected["grad_norms"], abs=2e-5)
     states = [read_state(path) for path in complete(tmp_path / "out" / "checkpoints")]
     assert [(state.step, state.position_embedding) for state in states] == [(4, "rope"), (6, "rope"), (8, "none")]
     started = [event for event in read_events(tmp_path / "out") if event["event"] == "started"]

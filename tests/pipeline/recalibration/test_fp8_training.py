@@ -50,20 +50,20 @@ def test_its_layers_train_as_transformers_does(
     tmp_path: Path,
 ) -> None:
     """TP 2 x DP 2, against transformers and torch in one process; then the weights go on in torch's layers."""
-    wanted = reference(models["qwen2"], shards, tmp_path / "rows", weight_decay=0.1)
+    expected = reference(models["qwen2"], shards, tmp_path / "rows", weight_decay=0.1)
     changes = {"sequence_parallel": sequence_parallel, "zero_stage": 3 if sequence_parallel else 1, "weight_decay": 0.1}
     config = settings(layers="transformer_engine", **changes)
     out = tmp_path / "out"
     lines = train(config, layouts["qwen2"], shards, out)[1:]
-    assert [line["loss"] for line in lines] == pytest.approx(wanted["losses"], abs=1e-5)
-    assert [line["grad_norm"] for line in lines] == pytest.approx(wanted["grad_norms"], abs=1e-5)
+    assert [line["loss"] for line in lines] == pytest.approx(expected["losses"], abs=1e-5)
+    assert [line["grad_norm"] for line in lines] == pytest.approx(expected["grad_norms"], abs=1e-5)
     assert stage.facts_of(_job(out))["layers"] == "transformer_engine"
     if sequence_parallel:
         return
     shutil.rmtree(out / "layout")
     shutil.rmtree(out / "checkpoints" / "step-00000008")
     lines = train(config.model_copy(update={"layers": "torch"}), layouts["qwen2"], shards, out)[1:]
-    assert [line["loss"] for line in lines] == pytest.approx(wanted["losses"], abs=1e-5)
+    assert [line["loss"] for line in lines] == pytest.approx(expected["losses"], abs=1e-5)
     layers = [event["layers"] for event in read_events(out) if event["event"] == "started"]
     assert layers == ["transformer_engine", "torch"]
 

@@ -42,8 +42,8 @@ def test_one_skip_then_a_return_that_passes_over_the_batches(
     assert lines[3]["loss"] is None and lines[3]["skipped"] == "loss is not finite (nan)"
     (rollback,) = read_rollbacks(tmp_path / "out")
     assert (rollback.step, rollback.to_step, rollback.first_batch, rollback.lr_scale) == (7, 4, 8, 1.0)
-    told = [(event["event"], event["step"]) for event in read_events(tmp_path / "out")]
-    assert [one for one in told if one[0] != "checkpoint"] == [
+    events = [(event["event"], event["step"]) for event in read_events(tmp_path / "out")]
+    assert [one for one in events if one[0] != "checkpoint"] == [
         *[("started", 0), ("skip", 3), ("skip", 6), ("skip", 7), ("rollback", 7), ("started", 4), ("skip", 10)]
     ]
 
@@ -90,5 +90,5 @@ def test_a_checkpoint_from_before_the_first_update_serves_other_ranks(
             shutil.rmtree(checkpoint)
     lines = train(settings(zero_stage=3), layouts["untied"], shards, tmp_path / "out", tensor_parallel=1)
     assert lines[:2] == whole[:2] and lines[1]["skipped"]
-    losses = [[line["loss"] for line in found[2:]] for found in (lines, whole)]
+    losses = [[line["loss"] for line in training[2:]] for training in (lines, whole)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5) and len(losses[0]) == 9

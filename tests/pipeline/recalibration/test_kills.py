@@ -98,12 +98,12 @@ class Victim:
 
     def ranks(self) -> list[psutil.Process]:
         """The training processes of this victim."""
-        found = []
+        processes = []
         for process in psutil.process_iter(["cmdline"]):
             line = process.info["cmdline"] or []
             if self.spec.model_dump_json() in line and "pipeline.launch.launcher" not in line:
-                found.append(process)
-        return found
+                processes.append(process)
+        return processes
 
     def wait_until_gone(self) -> None:
         """A killed training leaves no process that still writes."""
@@ -168,9 +168,9 @@ def test_a_training_whose_rank_freezes_ends_soon_and_says_which(
     began = time.monotonic()
     assert process.wait(timeout=60) == 1
     assert time.monotonic() - began < 30  # the limit of 3 s and the end of four processes, beside a whole suite
-    said = (tmp_path / "command.log").read_text().splitlines()[-1]
-    assert f"drope: rank {rank} (host {socket.gethostname()}, pid {frozen.pid}) stopped answering" in said
+    last_line = (tmp_path / "command.log").read_text().splitlines()[-1]
+    assert f"drope: rank {rank} (host {socket.gethostname()}, pid {frozen.pid}) stopped answering" in last_line
     (event,) = [event for event in read_events(tmp_path) if event["event"] == "hang"]
-    assert event["line"] in said
+    assert event["line"] in last_line
     assert victim.start().wait(timeout=300) == 0
     assert [line["step"] for line in read_metrics(tmp_path)] == list(range(STEPS + 1))

@@ -55,9 +55,9 @@ def fp8(settings: Settings, **changes: object) -> RecalibrationConfig:
 def test_layers(
     device: Device, precision: str, layers: str, chosen: str, reason: str, settings: Settings, shape: Shape
 ) -> None:
-    found = choose(settings(precision=precision, layers=layers), shape(), 4096, device)
-    assert found.layers == chosen and reason in found.layers_reason
-    assert found.fp8(settings()) is None and "attention" not in str(found)
+    choice = choose(settings(precision=precision, layers=layers), shape(), 4096, device)
+    assert choice.layers == chosen and reason in choice.layers_reason
+    assert choice.fp8(settings()) is None and "attention" not in str(choice)
 
 
 @pytest.mark.parametrize(("device", "why"), [(CPU, "no GPU"), (NO_TE, "not installed")])
@@ -94,17 +94,17 @@ def test_attention_in_fp8(
 ) -> None:
     """auto says why not, on is refused for the same reason."""
     model = shape(head_dim)
-    found = choose(fp8(settings, **changes), model, 4096, device)
-    assert found.fp8_attention == (why is None)
-    wanted = fp8(settings, attention="on", **changes)
+    choice = choose(fp8(settings, **changes), model, 4096, device)
+    assert choice.fp8_attention == (why is None)
+    config = fp8(settings, attention="on", **changes)
     if why is None:
-        assert choose(wanted, model, 4096, device).fp8_attention
-        assert "attention in FP8 (heads of" in str(found)
+        assert choose(config, model, 4096, device).fp8_attention
+        assert "attention in FP8 (heads of" in str(choice)
         return
-    assert found.fp8(fp8(settings)) is None and "attention in bf16" in str(found)
+    assert choice.fp8(fp8(settings)) is None and "attention in bf16" in str(choice)
     with pytest.raises(RecipeError, match=f"recalibration.fp8.attention = on: .*{why}"):
-        choose(wanted, model, 4096, device)
-    assert re.search(why, found.fp8_attention_reason)
+        choose(config, model, 4096, device)
+    assert re.search(why, choice.fp8_attention_reason)
 
 
 def test_rows_that_an_older_kernel_does_not_take(settings: Settings, shape: Shape) -> None:
@@ -116,9 +116,9 @@ def test_rows_that_an_older_kernel_does_not_take(settings: Settings, shape: Shap
 
 
 def test_matrices_in_fp8(settings: Settings, shape: Shape) -> None:
-    found = choose(fp8(settings, attention="off", linear="on"), shape(64), 2048, H200)
-    assert (found.fp8_attention, found.fp8_linear) == (False, True)
-    assert found.fp8_attention_reason == "recalibration.fp8.attention = off"
+    choice = choose(fp8(settings, attention="off", linear="on"), shape(64), 2048, H200)
+    assert (choice.fp8_attention, choice.fp8_linear) == (False, True)
+    assert choice.fp8_attention_reason == "recalibration.fp8.attention = off"
     for device, why in ((A100, r"has compute capability 8\.0"), (CPU, "no GPU"), (NO_TE, "not installed")):
         with pytest.raises(RecipeError, match=rf"fp8.linear = on: .*{why}.*; use off"):
             choose(fp8(settings, linear="on"), shape(), 2048, device)
@@ -127,13 +127,13 @@ def test_matrices_in_fp8(settings: Settings, shape: Shape) -> None:
 
 
 def test_the_model_s_settings(settings: Settings, shape: Shape) -> None:
-    wanted = fp8(
+    config = fp8(
         settings, attention="on", linear="on", margin=1, amax_history=16, amax_from="most_recent",
         first_layers_bf16=2, last_layers_bf16=3, pad_head_dim=True,
     )  # fmt: skip
-    found = choose(wanted, shape(64), 2048, H200).fp8(wanted)
-    assert found == FP8(True, True, True, 1, 16, "most_recent", 2, 3)
-    assert (found.head_dim(64), found.head_dim(128), replace(found, attention=False).head_dim(64)) == (128, 128, 64)
+    choice = choose(config, shape(64), 2048, H200).fp8(config)
+    assert choice == FP8(True, True, True, 1, 16, "most_recent", 2, 3)
+    assert (choice.head_dim(64), choice.head_dim(128), replace(choice, attention=False).head_dim(64)) == (128, 128, 64)
 
 
 @pytest.mark.parametrize(

@@ -41,10 +41,10 @@ def test_the_largest_logit_entry_by_entry(
     mask = document_mask(documents[None])[0, 0] if masked else None
     for dtype in (torch.float32, torch.bfloat16):
         q, k = query.to(dtype), key.to(dtype)
-        wanted = entry_by_entry(q.float(), k.float(), documents, 0.25)
-        assert wanted < 20 < 100 < (q[hidden_from, 0] @ k[column, 0]) * 0.25
-        assert largest_logit(q, k, mask, 0.25).item() == pytest.approx(wanted, rel=1e-6)
-        assert largest_logit(q, k, mask, None).item() == pytest.approx(wanted * 4 / WIDTH**0.5, rel=1e-6)
+        expected = entry_by_entry(q.float(), k.float(), documents, 0.25)
+        assert expected < 20 < 100 < (q[hidden_from, 0] @ k[column, 0]) * 0.25
+        assert largest_logit(q, k, mask, 0.25).item() == pytest.approx(expected, rel=1e-6)
+        assert largest_logit(q, k, mask, None).item() == pytest.approx(expected * 4 / WIDTH**0.5, rel=1e-6)
 
 
 def test_what_is_not_a_number_is_infinite_and_no_heads_are_nothing() -> None:

@@ -34,21 +34,21 @@ def test_tp2_dp2_with_accumulation_equals_single_process_reference(
     tmp_path: Path,
 ) -> None:
     """The loss is the mean over the counted tokens of the global batch, though they are spread unevenly."""
-    wanted = reference(models[model], shards, tmp_path / "rows", position=position, mask_documents=True)
-    counts = torch.stack([row["counted"].sum() for row in wanted["rows"].train])
+    expected = reference(models[model], shards, tmp_path / "rows", position=position, mask_documents=True)
+    counts = torch.stack([row["counted"].sum() for row in expected["rows"].train])
     assert counts.min() + 5 < counts.max() <= 32
     config = settings(zero_stage=zero_stage, micro_batch=micro_batch, mask_documents=True)
     lines = train(config, layouts[model], shards, tmp_path / "out", position)
-    assert [line["loss"] for line in lines[1:]] == pytest.approx(wanted["losses"], abs=1e-5)
-    assert [line["grad_norm"] for line in lines[1:]] == pytest.approx(wanted["grad_norms"], abs=1e-5)
-    assert lines[-1]["validation_loss"] == pytest.approx(wanted["validation_loss"], abs=2e-5)
+    assert [line["loss"] for line in lines[1:]] == pytest.approx(expected["losses"], abs=1e-5)
+    assert [line["grad_norm"] for line in lines[1:]] == pytest.approx(expected["grad_norms"], abs=1e-5)
+    assert lines[-1]["validation_loss"] == pytest.approx(expected["validation_loss"], abs=2e-5)
     assert lines[-1]["tokens"] == config.tokens
     trained = Layout.load(tmp_path / "out" / "layout")
     for entry in trained.tensors:
         for name, tensor in read_sources(tmp_path / "out" / "layout", trained, entry).items():
-            torch.testing.assert_close(tensor, wanted["weights"][name], atol=2e-5, rtol=0)
+            torch.testing.assert_close(tensor, expected["weights"][name], atol=2e-5, rtol=0)
     if position == "none":
-        check_probe(tmp_path, models[model], wanted["model"])
+        check_probe(tmp_path, models[model], expected["model"])
 
 
 def check_probe(folder: Path, source: Path, trained: torch.nn.Module) -> None:

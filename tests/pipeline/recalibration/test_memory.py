@@ -95,7 +95,7 @@ def test_estimates_are_near_what_processes_hold(tmp_path: Path, monkeypatch: pyt
     """Resident memory at TP 2, rows of 1,024 tokens; what a CPU's RMSNorm keeps besides is added to the estimate."""
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is freed is given back
     monkeypatch.setitem(PART_BYTES, "cuda", PART_BYTES["cpu"])
-    cases, wanted = [], {}
+    cases, estimated = [], {}
     for name, (sizes, changes) in MEASURED.items():
         shape = ModelShape(
             model_type="llama", context=1024, tied=True, norm_eps=1e-5, rope_theta=1e4, **(SIZES | sizes)
@@ -105,12 +105,12 @@ def test_estimates_are_near_what_processes_hold(tmp_path: Path, monkeypatch: pyt
         of_norms = (8 if config.precision == "fp32" else 12) * shape.hidden * 4 * 1024
         of_norms *= 1 if config.recompute == "full" else shape.layers
         of_norms //= 2 if config.sequence_parallel else 1
-        wanted[name] = training_memory(shape, config, tensor_parallel=2, length=1024).total + of_norms
+        estimated[name] = training_memory(shape, config, tensor_parallel=2, length=1024).total + of_norms
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     torchrun(
         "tests.pipeline.recalibration.memory_worker", [str(tmp_path / "cases.json")], processes=2, log=tmp_path / "log"
     )
-    found = json.loads((tmp_path / "found.json").read_text())
+    measured = json.loads((tmp_path / "peaks.json").read_text())
     for name in list(MEASURED)[1:]:  # what the libraries take at the first step is not the model's
-        print(f"{name}: estimated {wanted[name] / 1e6:.0f} MB, measured {found[name] / 1e6:.0f} MB")
-        assert wanted[name] == pytest.approx(found[name], rel=0.25), name
+        print(f"{name}: estimated {estimated[name] / 1e6:.0f} MB, measured {measured[name] / 1e6:.0f} MB")
+        assert estimated[name] == pytest.approx(measured[name], rel=0.25), name

@@ -61,7 +61,7 @@ def trained(
         config = SurgeryConfig(tensor_parallel=2, qk_norm=kind)
         convert(config, source=models[model], out_dir=placed[kind, model], norms=weights)
     masked = {"mask_documents": True}
-    wanted = {name: (*where, masked | more if "masked" in name else more) for name, (*where, more) in all_cases()}
+    expected = {name: (*where, masked | more if "masked" in name else more) for name, (*where, more) in all_cases()}
     cases = [
         {
             "name": name,
@@ -71,7 +71,7 @@ def trained(
             "out": str(out),
             "tensor_parallel": 2,
         }
-        for name, (kind, model, changes) in wanted.items()
+        for name, (kind, model, changes) in expected.items()
     ]
     (out / "cases.json").write_text(json.dumps(cases))
     worker = "tests.pipeline.recalibration.model_options_worker"
@@ -97,7 +97,7 @@ def test_parts_of_rows_are_trained_like_whole_ones(
 ) -> None:
     """Norms outside of attention see a part of every row, those of queries and keys whole rows of some heads."""
     kind, model, changes = AGAINST_REFERENCE[name]
-    wanted = reference(
+    expected = reference(
         models[model],
         shards,
         tmp_path / "rows",
@@ -105,8 +105,8 @@ def test_parts_of_rows_are_trained_like_whole_ones(
         mask_documents="masked" in name,
         prepare=lambda built: add_trained_norms(built, read_shape(models[model]), norms[kind, model]),
     )
-    assert trained[name]["losses"] == pytest.approx(wanted["losses"], abs=1e-5)
-    assert trained[name]["grad_norms"] == pytest.approx(wanted["grad_norms"], abs=1e-5)
+    assert trained[name]["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+    assert trained[name]["grad_norms"] == pytest.approx(expected["grad_norms"], abs=1e-5)
 
 
 @pytest.mark.slow
@@ -120,8 +120,8 @@ def test_recomputed_layers_change_no_bit(name: str, trained: dict[str, dict[str,
 def test_matrices_decay_and_vectors_do_not(trained: dict[str, dict[str, list]]) -> None:
     """Of a model with biases and norms of queries and keys."""
     layer = ("self_attention.linear_proj", "self_attention.linear_qkv", "mlp.linear_fc1", "mlp.linear_fc2")
-    wanted = {f"decoder.layers.{number}.{name}.weight" for number in (0, 1) for name in layer}
-    assert set(trained["norms per head, masked"]["decaying"]) == wanted | {"embedding.word_embeddings.weight"}
+    expected = {f"decoder.layers.{number}.{name}.weight" for number in (0, 1) for name in layer}
+    assert set(trained["norms per head, masked"]["decaying"]) == expected | {"embedding.word_embeddings.weight"}
 
 
 @pytest.mark.slow
@@ -135,16 +135,16 @@ def test_the_stage_with_both_at_zero_3(
     tmp_path: Path,
 ) -> None:
     """Validation, the probe, the trained layout and its export, as without them."""
-    wanted = reference(models["untied"], shards, tmp_path / "rows", weight_decay=0.1)
+    expected = reference(models["untied"], shards, tmp_path / "rows", weight_decay=0.1)
     config = settings(zero_stage=3, sequence_parallel=True, recompute="full", **DECAY)
     lines = train(config, layouts["untied"], shards, tmp_path / "out")
-    assert [line["loss"] for line in lines[1:]] == pytest.approx(wanted["losses"], abs=1e-5)
-    assert [line["grad_norm"] for line in lines[1:]] == pytest.approx(wanted["grad_norms"], abs=1e-5)
-    assert lines[-1]["validation_loss"] == pytest.approx(wanted["validation_loss"], abs=1e-5)
+    assert [line["loss"] for line in lines[1:]] == pytest.approx(expected["losses"], abs=1e-5)
+    assert [line["grad_norm"] for line in lines[1:]] == pytest.approx(expected["grad_norms"], abs=1e-5)
+    assert lines[-1]["validation_loss"] == pytest.approx(expected["validation_loss"], abs=1e-5)
     trained = Layout.load(tmp_path / "out" / "layout")
     for entry in trained.tensors:
         for name, tensor in read_sources(tmp_path / "out" / "layout", trained, entry).items():
-            torch.testing.assert_close(tensor, wanted["weights"][name], atol=2e-5, rtol=0)
+            torch.testing.assert_close(tensor, expected["weights"][name], atol=2e-5, rtol=0)
     facts = export.run(
         ExportConfig(),
         layout_dir=tmp_path / "out" / "layout",

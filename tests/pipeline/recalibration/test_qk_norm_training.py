@@ -67,17 +67,17 @@ def test_tp2_dp2_equals_single_process_reference(
     def prepare(built: torch.nn.Module) -> None:
         add_trained_norms(built, shape, norms)
 
-    wanted = reference(source, shards, tmp_path / "rows", weight_decay=0.1, prepare=prepare)
-    assert all((wanted["weights"][name] - norm).abs().max() > 1e-3 for name, norm in norms.items())
+    expected = reference(source, shards, tmp_path / "rows", weight_decay=0.1, prepare=prepare)
+    assert all((expected["weights"][name] - norm).abs().max() > 1e-3 for name, norm in norms.items())
     config = settings(zero_stage=zero_stage, layers=layers, weight_decay=0.1)
     lines = train(config, tmp_path / "layout", shards, tmp_path / "out")[1:]
-    assert [line["loss"] for line in lines] == pytest.approx(wanted["losses"], abs=1e-5)
-    assert [line["grad_norm"] for line in lines] == pytest.approx(wanted["grad_norms"], abs=1e-5)
+    assert [line["loss"] for line in lines] == pytest.approx(expected["losses"], abs=1e-5)
+    assert [line["grad_norm"] for line in lines] == pytest.approx(expected["grad_norms"], abs=1e-5)
     trained = Layout.load(tmp_path / "out" / "layout")
     assert trained.inserted_norms == "ones"
     seen = set()
     for entry in trained.tensors:
         for name, tensor in read_sources(tmp_path / "out" / "layout", trained, entry).items():
             seen.add(name)
-            torch.testing.assert_close(tensor, wanted["weights"][name], atol=1e-4, rtol=0, msg=name)
+            torch.testing.assert_close(tensor, expected["weights"][name], atol=1e-4, rtol=0, msg=name)
     assert norms.keys() < seen

@@ -68,15 +68,15 @@ def begun(
     layouts: dict[str, Path], shards: Path, settings: Settings, train: Train, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
     """The folder of a whole training of ten steps with checkpoints of steps 4 and 8, made once for each kind."""
-    made: dict[tuple, Path] = {}
+    trained_folders: dict[tuple, Path] = {}
 
     def whole(model: str, precision: str, ranks: Ranks) -> Path:
         key = (model, precision, ranks)
-        if key not in made:
+        if key not in trained_folders:
             folder = tmp_path_factory.mktemp("whole")
             train(configured(settings, precision, ranks), layouts[model], shards, folder)
-            made[key] = folder
-        return made[key]
+            trained_folders[key] = folder
+        return trained_folders[key]
 
     return whole
 
@@ -125,10 +125,10 @@ def test_training_goes_on_with_other_ranks(
 
     config = configured(settings, case.precision, case.continued)
     degree = case.continued.tensor_parallel
-    wanted, lines = read_metrics(whole), train(config, layouts[case.model], shards, out, tensor_parallel=degree)
+    expected, lines = read_metrics(whole), train(config, layouts[case.model], shards, out, tensor_parallel=degree)
     assert [line["step"] for line in lines] == list(range(11))
-    assert lines[:5] == wanted[:5]  # not trained again: even the measured speed is the one of the first training
-    apart = max(abs(line["loss"] - other["loss"]) for line, other in zip(lines[5:], wanted[5:], strict=True))
+    assert lines[:5] == expected[:5]  # not trained again: even the measured speed is the one of the first training
+    apart = max(abs(line["loss"] - other["loss"]) for line, other in zip(lines[5:], expected[5:], strict=True))
     print(f"losses apart by at most {apart:.1e}")
     assert apart <= case.bound
     # The next checkpoint is of the new ranks, and says so.
@@ -137,7 +137,7 @@ def test_training_goes_on_with_other_ranks(
     assert bool(continued_from(out)) == case.portable
     if case.bound == 0.0:
         assert Layout.load(out / "layout").digest() == Layout.load(whole / "layout").digest()
-        assert without_measured(lines) == without_measured(wanted)
+        assert without_measured(lines) == without_measured(expected)
     trained = Layout.load(out / "layout")
     assert trained.tensor_parallel == degree
     for entry in trained.tensors:  # reading refuses padding that is not zero

@@ -26,12 +26,12 @@ def test_cosine_equals_torchs_and_ends_at_the_minimum() -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20, eta_min=0.1)
-    wanted = []
+    expected = []
     for _ in range(20):
         optimizer.step()
         reference.step()
-        wanted.append(reference.get_last_lr()[0])
-    assert factors(25, kind="cosine", warmup_steps=5, min_lr_ratio=0.1)[5:] == pytest.approx(wanted, abs=1e-9)
+        expected.append(reference.get_last_lr()[0])
+    assert factors(25, kind="cosine", warmup_steps=5, min_lr_ratio=0.1)[5:] == pytest.approx(expected, abs=1e-9)
 
 
 def test_wsd_has_the_published_stable_part() -> None:

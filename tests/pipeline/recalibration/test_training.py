@@ -36,17 +36,17 @@ def test_tp2_dp2_equals_single_process_reference(
     reference: Callable[..., dict[str, Any]],
     tmp_path: Path,
 ) -> None:
-    wanted = reference(models[model], shards, tmp_path / "rows", weight_decay=weight_decay)
+    expected = reference(models[model], shards, tmp_path / "rows", weight_decay=weight_decay)
     config = settings(zero_stage=zero_stage, weight_decay=weight_decay)
     lines = train(config, layouts[model], shards, tmp_path / "out")[1:]
-    assert [line["step"] for line in lines] == list(range(1, len(wanted["losses"]) + 1))
-    assert [line["loss"] for line in lines] == pytest.approx(wanted["losses"], abs=1e-5)
-    assert [line["grad_norm"] for line in lines] == pytest.approx(wanted["grad_norms"], abs=1e-5)
-    assert [line["lr"] for line in lines] == pytest.approx(wanted["lrs"], rel=1e-6)
+    assert [line["step"] for line in lines] == list(range(1, len(expected["losses"]) + 1))
+    assert [line["loss"] for line in lines] == pytest.approx(expected["losses"], abs=1e-5)
+    assert [line["grad_norm"] for line in lines] == pytest.approx(expected["grad_norms"], abs=1e-5)
+    assert [line["lr"] for line in lines] == pytest.approx(expected["lrs"], rel=1e-6)
     trained = Layout.load(tmp_path / "out" / "layout")
     for entry in trained.tensors:
         for name, tensor in read_sources(tmp_path / "out" / "layout", trained, entry).items():
-            torch.testing.assert_close(tensor, wanted["weights"][name], atol=2e-5, rtol=0)
+            torch.testing.assert_close(tensor, expected["weights"][name], atol=2e-5, rtol=0)
 
 
 @pytest.mark.slow
@@ -69,17 +69,17 @@ def test_padding_changes_nothing_and_stays_zero(
     """
     layout = convert(SurgeryConfig(tensor_parallel=tensor_parallel), source=models[model], out_dir=tmp_path / "layout")
     assert layout.shape.padded(tensor_parallel) != layout.shape
-    wanted = reference(models[model], shards, tmp_path / "rows", weight_decay=0.1, steps=20)
+    expected = reference(models[model], shards, tmp_path / "rows", weight_decay=0.1, steps=20)
     config = settings(tokens=20 * 8 * 32, weight_decay=0.1, data_parallel=1)
     lines = train(config, tmp_path / "layout", shards, tmp_path / "out")[1:]
-    assert [line["loss"] for line in lines] == pytest.approx(wanted["losses"], abs=2e-5)
-    assert [line["grad_norm"] for line in lines] == pytest.approx(wanted["grad_norms"], abs=2e-5)
+    assert [line["loss"] for line in lines] == pytest.approx(expected["losses"], abs=2e-5)
+    assert [line["grad_norm"] for line in lines] == pytest.approx(expected["grad_norms"], abs=2e-5)
     trained = Layout.load(tmp_path / "out" / "layout")
     for entry in trained.tensors:  # reading refuses padding that is not zero
         for name, tensor in read_sources(tmp_path / "out" / "layout", trained, entry).items():
             # A key's bias adds the same to all logits of a query: its gradient is rounding, which Adam follows.
             if not name.endswith("k_proj.bias"):
-                torch.testing.assert_close(tensor, wanted["weights"][name], atol=3e-4, rtol=0)
+                torch.testing.assert_close(tensor, expected["weights"][name], atol=3e-4, rtol=0)
 
 
 @pytest.mark.slow

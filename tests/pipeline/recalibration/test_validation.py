@@ -56,12 +56,12 @@ def test_rows_at_the_training_length_are_those_of_the_training(
     mask_documents: bool, two_sources: Path, settings: Settings, tmp_path: Path
 ) -> None:
     shards, sizes = ShardSet.load(two_sources), {"train_rows": 80, "validation_rows": 7}
-    wanted = build_rows(shards, two_sources, mask_documents=mask_documents, cache_dir=tmp_path, **sizes).validation
+    expected = build_rows(shards, two_sources, mask_documents=mask_documents, cache_dir=tmp_path, **sizes).validation
     config = settings(mask_documents=mask_documents)
     got = held_out_rows(config, shards, two_sources, 1, tmp_path)
-    assert len(got) == len(wanted) == 7
+    assert len(got) == len(expected) == 7
     for index in range(7):
-        assert all(torch.equal(got[index][name], tensor) for name, tensor in wanted[index].items())
+        assert all(torch.equal(got[index][name], tensor) for name, tensor in expected[index].items())
     longer = held_out_rows(config, shards, two_sources, 4, tmp_path)
     assert (len(longer), longer[0]["tokens"].shape) == (1, (4 * ROW,))
     assert len(held_out_rows(settings(validation_rows=64), shards, two_sources, 4, tmp_path)) < 16  # all there are
@@ -71,8 +71,10 @@ def test_lengths_that_held_out_documents_are_too_few_for_are_refused(two_sources
     shards = ShardSet.load(two_sources)
     most = max(source.validation.tokens for source in shards.sources)
     check_validation(settings(validation_lengths=[1, (most - 1) // ROW]), shards)
-    wanted = rf"at 1000x: a row of 32,000 tokens needs a source with 32,001 held-out tokens, the largest has {most}; "
-    with pytest.raises(RecipeError, match=wanted + "take 1000 out of recalibration.validation_lengths, or raise data"):
+    expected = rf"at 1000x: a row of 32,000 tokens needs a source with 32,001 held-out tokens, the largest has {most}; "
+    with pytest.raises(
+        RecipeError, match=expected + "take 1000 out of recalibration.validation_lengths, or raise data"
+    ):
         check_validation(settings(validation_lengths=[1, 4, 1000]), shards)
     check_validation(settings(recall_samples=1), shards.model_copy(update={"row_length": 31}))
     with pytest.raises(RecipeError, match="recall_samples = 3: a sequence of 16 tokens does not fit twice into a row"):
@@ -202,8 +204,8 @@ def case(
     convert(SurgeryConfig(tensor_parallel=2, qk_norm=qk_norm), source=source, out_dir=layout, norms=norms)
     out.mkdir()
     model = whole_model(source, normed, identity_rotation=position == "none", norms=norms)
-    told = {"layout": str(layout), "shards": str(shards), "out": str(out), "position": position, "tensor_parallel": 2}
-    return {"told": told | {"config": config.model_dump(mode="json")}, "norms": norms, "model": model}
+    inputs = {"layout": str(layout), "shards": str(shards), "out": str(out), "position": position, "tensor_parallel": 2}
+    return {"case": inputs | {"config": config.model_dump(mode="json")}, "norms": norms, "model": model}
 
 
 @pytest.mark.slow
@@ -224,24 +226,24 @@ def test_all_numbers_are_those_of_transformers(
         "dropped": case("dropped", induction, two_sources, repeating, "none", "none", tmp_path),
         "negative": case("negative", negative, shards, twice, "none", "per_head", tmp_path),
     }
-    told = tmp_path / "cases.json"
-    told.write_text(json.dumps([made["told"] for made in cases.values()]))
-    torchrun("tests.pipeline.recalibration.validation_worker", [str(told)], processes=4, log=tmp_path / "log")
-    found = {name: [json.loads((tmp_path / name / f"rank-{r}.json").read_text()) for r in range(4)] for name in cases}
-    for name, ranks in found.items():
+    cases_file = tmp_path / "cases.json"
+    cases_file.write_text(json.dumps([prepared["case"] for prepared in cases.values()]))
+    torchrun("tests.pipeline.recalibration.validation_worker", [str(cases_file)], processes=4, log=tmp_path / "log")
+    results = {name: [json.loads((tmp_path / name / f"rank-{r}.json").read_text()) for r in range(4)] for name in cases}
+    for name, ranks in results.items():
         assert all(rank == ranks[0] for rank in ranks), name
         compare(ranks[0], **cases[name])
         assert read_validation(tmp_path / name) == [{"step": 1, **ranks[0]["json"]}]
-    recalls = {name: [found[name][0]["scalars"][f"recall_{n}x"] for n in (1, 2, 4)] for name in ("rope", "dropped")}
+    recalls = {name: [results[name][0]["scalars"][f"recall_{n}x"] for n in (1, 2, 4)] for name in ("rope", "dropped")}
     assert min(recalls["rope"]) > 0.8 and max(recalls["dropped"]) < 0.1
-    assert max(found["negative"][0]["layers"]["attention_logit_max"]) < 0
+    assert max(results["negative"][0]["layers"]["attention_logit_max"]) < 0
 
 
-def compare(found: dict[str, Any], told: dict[str, Any], norms: dict[str, torch.Tensor], model: Any) -> None:
-    """What a rank found against transformers' model on all rows at once, and after one update by torch's AdamW."""
-    config, reference = RecalibrationConfig.model_validate(told["config"]), Reference(model)
-    folder, scalars = Path(told["shards"]), found["scalars"]
-    shard_set, cache = ShardSet.load(folder), Path(told["out"]) / "row-index"
+def compare(results: dict[str, Any], case: dict[str, Any], norms: dict[str, torch.Tensor], model: Any) -> None:
+    """A rank's numbers against transformers' model on all rows at once, and after one update by torch's AdamW."""
+    config, reference = RecalibrationConfig.model_validate(case["config"]), Reference(model)
+    folder, scalars = Path(case["shards"]), results["scalars"]
+    shard_set, cache = ShardSet.load(folder), Path(case["out"]) / "row-index"
     rows = {n: held_out_rows(config, shard_set, folder, n, cache) for n in config.validation_lengths}
     batches = {n: whole(rows[n], list(range(len(rows[n])))) for n in rows}
     with torch.no_grad():
@@ -251,31 +253,31 @@ def compare(found: dict[str, Any], told: dict[str, Any], norms: dict[str, torch.
         longest = max(rows)
         losses, counted = reference.losses(batches[longest]), batches[longest].get("counted")
         by_position = position_sums(losses, counted)
-        (length, parts), *others = found["json"]["by_position"].items()
+        (length, parts), *others = results["json"]["by_position"].items()
         assert (int(length), others) == (ROW * longest, [])
         assert parts == pytest.approx((by_position[0] / by_position[1]).tolist(), abs=5e-5)
         for n in rows if config.recall_samples else ():
             probes = recall.recall_rows(rows[n], samples=5, eos_id=EOS, seed=0)
             assert scalars[f"recall_{n}x"] == pytest.approx(reference.recall(probes))
         reference.losses(whole(rows[1], [0, 1]))
-        assert found["layers"]["attention_logit_max"] == pytest.approx(reference.maxima, rel=1e-5, abs=1e-5)
-    compare_norms(found["layers"], norms)
+        assert results["layers"]["attention_logit_max"] == pytest.approx(reference.maxima, rel=1e-5, abs=1e-5)
+    compare_norms(results["layers"], norms)
     if norms:
         update = whole(rows[1], [0, 2, 1, 3, 4, 0, 5, 1])
-        compare_update(found["after_update"]["validation_loss"], reference, norms, update, batches[1])
+        compare_update(results["after_update"]["validation_loss"], reference, norms, update, batches[1])
 
 
 def compare_norms(layers: dict[str, list[float]], norms: dict[str, torch.Tensor]) -> None:
-    wanted: dict[str, list[float]] = {"attention_logit_max": layers["attention_logit_max"]}
+    expected: dict[str, list[float]] = {"attention_logit_max": layers["attention_logit_max"]}
     for name, weight in norms.items():
         part = name.split("_norm")[0][-1]
         for kind, value in (("mean", weight.mean()), ("min", weight.min()), ("max", weight.max())):
-            wanted.setdefault(f"{part}_norm_weight_{kind}", []).append(value.item())
-    assert {name: pytest.approx(values) for name, values in wanted.items()} == layers
+            expected.setdefault(f"{part}_norm_weight_{kind}", []).append(value.item())
+    assert {name: pytest.approx(values) for name, values in expected.items()} == layers
 
 
 def compare_update(
-    found: float, reference: Reference, norms: dict[str, torch.Tensor], update: dict, held_out: dict
+    loss: float, reference: Reference, norms: dict[str, torch.Tensor], update: dict, held_out: dict
 ) -> None:
     """Held-out loss after one update of torch's AdamW: nothing that was measured has changed the training."""
     parameters = [*reference.model.parameters(), *(norm.requires_grad_() for norm in norms.values())]
@@ -284,7 +286,7 @@ def compare_update(
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     with torch.no_grad():
-        assert found == pytest.approx(reference.mean(held_out).item(), abs=2e-5)
+        assert loss == pytest.approx(reference.mean(held_out).item(), abs=2e-5)
 
 
 def test_logits_of_a_pass_are_bounded(

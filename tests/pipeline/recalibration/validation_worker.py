@@ -16,9 +16,9 @@ def main() -> None:
     cases = json.loads(Path(sys.argv[1]).read_text())
     join(cases[0]["tensor_parallel"])
     for case in cases:
-        found = measure(case)
+        results = measure(case)
         path = Path(case["out"]) / f"rank-{torch.distributed.get_rank()}.json"
-        path.write_text(json.dumps(found))
+        path.write_text(json.dumps(results))
 
 
 def measure(case: dict) -> dict:

@@ -106,17 +106,17 @@ def test_the_file_gives_back_what_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "wanted"),
+    ("damage", "expected"),
     [
         (lambda text: text[:40], "the whole"),
         (lambda text: text.replace('"to_step": 80', '"to_step": 100'), r"rollbacks\.0: .* to_step = 100 is not before"),
         (lambda text: text.replace('"lr_scale": 1.0', '"lr_scale": 0'), r"rollbacks\.0\.lr_scale"),
     ],
 )
-def test_a_damaged_file_is_refused(damage: Any, wanted: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused(damage: Any, expected: str, tmp_path: Path) -> None:
     write_rollbacks(tmp_path, gone_back((100, 80)))
     path = tmp_path / ROLLBACKS_FILE
     assert json.loads(path.read_text())["rollbacks"][0]["first_batch"] == 101
     path.write_text(damage(path.read_text()))
-    with pytest.raises(RecipeError, match=wanted):
+    with pytest.raises(RecipeError, match=expected):
         read_rollbacks(tmp_path)

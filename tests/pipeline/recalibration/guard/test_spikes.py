@@ -36,7 +36,7 @@ def test_a_usual_run_has_no_spikes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "grad_norm", "wanted"),
+    ("loss", "grad_norm", "expected"),
     [
         (6.5, 1.0, "loss 6.5 is"),
         (3.1, 40.0, "gradient norm 40 is"),
@@ -45,9 +45,9 @@ def test_a_usual_run_has_no_spikes() -> None:
         (0.5, 1e-9, None),  # only high ones
     ],
 )
-def test_what_is_refused_and_why(loss: float, grad_norm: float, wanted: str | None) -> None:
+def test_what_is_refused_and_why(loss: float, grad_norm: float, expected: str | None) -> None:
     reason = guard_after(calm_numbers(300)).judge(loss, grad_norm)
-    assert reason is None if wanted is None else reason.startswith(wanted)
+    assert reason is None if expected is None else reason.startswith(expected)
 
 
 def test_the_score_is_the_robust_one() -> None:
@@ -106,11 +106,11 @@ def test_a_slow_rise_is_found() -> None:
 
 def test_a_row_of_skips_uses_up_the_patience() -> None:
     guard, disabled = Guard(CONFIG), Guard(CONFIG.model_copy(update={"enabled": False}))
-    for skipped, wanted in ((True, 1), (True, 2), (False, 0), (True, 1), (True, 2), (True, 3)):
+    for skipped, expected in ((True, 1), (True, 2), (False, 0), (True, 1), (True, 2), (True, 3)):
         assert not guard.must_go_back
         for each in (guard, disabled):
             each.observe(3.0, 1.0, skipped)
-            assert each.skips_in_a_row == wanted
+            assert each.skips_in_a_row == expected
     assert guard.must_go_back
     assert not disabled.must_go_back
 
@@ -132,9 +132,9 @@ def test_a_resumed_guard_decides_as_the_one_that_never_stopped() -> None:
     for stop in (5, 101, 333):
         resumed = Guard(CONFIG)
         resumed.replay(json.loads(line) for line in file[: stop + 1])
-        for (loss, norm), wanted in zip(numbers[stop:], decisions[stop:], strict=True):
-            assert resumed.judge(loss, norm) == wanted
-            resumed.observe(loss, norm, skipped=wanted is not None)
+        for (loss, norm), expected in zip(numbers[stop:], decisions[stop:], strict=True):
+            assert resumed.judge(loss, norm) == expected
+            resumed.observe(loss, norm, skipped=expected is not None)
         assert resumed.skips_in_a_row == whole.skips_in_a_row
 
 

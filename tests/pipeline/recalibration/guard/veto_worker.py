@@ -32,8 +32,8 @@ def main(layout_folder: Path, out: Path) -> None:
     layout = Layout.load(layout_folder)
     join(layout.tensor_parallel)
     slices = read_rank(layout_folder, layout, parallel_state.get_tensor_model_parallel_rank())
-    found = {kind: compare(kind, layout, slices) for kind in KINDS}
-    (out / f"{torch.distributed.get_rank()}.json").write_text(json.dumps(found))
+    outcome = {kind: compare(kind, layout, slices) for kind in KINDS}
+    (out / f"{torch.distributed.get_rank()}.json").write_text(json.dumps(outcome))
 
 
 def compare(kind: str, layout: Layout, slices: dict[str, Tensor]) -> dict[str, Any]:
@@ -54,12 +54,12 @@ def compare(kind: str, layout: Layout, slices: dict[str, Tensor]) -> dict[str, A
         if trouble == "good":
             train_step(plain, number, trouble)
             plain_norms.append(float(plain.get_global_grad_norm()))
-    found = {"norms": norms, "reasons": reasons, "calls": calls, "plain_norms": plain_norms}
-    found["equal"] = all(torch.equal(*pair) for pair in zip(state(guarded), state(plain), strict=True))
-    found["skipped_steps"] = guarded.skipped_steps
+    outcome = {"norms": norms, "reasons": reasons, "calls": calls, "plain_norms": plain_norms}
+    outcome["equal"] = all(torch.equal(*pair) for pair in zip(state(guarded), state(plain), strict=True))
+    outcome["skipped_steps"] = guarded.skipped_steps
     for engine in (guarded, plain):
         engine.destroy()
-    return found
+    return outcome
 
 
 def build(kind: str, layout: Layout, slices: dict[str, Tensor]) -> deepspeed.DeepSpeedEngine:
@@ -93,10 +93,10 @@ def train_step(engine: deepspeed.DeepSpeedEngine, number: int, trouble: str) -> 
 
 def state(engine: deepspeed.DeepSpeedEngine) -> list[Tensor]:
     """All of this rank that the next update depends on: weights, their fp32 masters, Adam's moments and its step."""
-    found = [getattr(parameter, "ds_tensor", parameter) for parameter in engine.module.parameters()]
+    tensors = [getattr(parameter, "ds_tensor", parameter) for parameter in engine.module.parameters()]
     for master, moments in engine.optimizer.state.items():
-        found += [master, moments["step"], moments["exp_avg"], moments["exp_avg_sq"]]
-    return found
+        tensors += [master, moments["step"], moments["exp_avg"], moments["exp_avg_sq"]]
+    return tensors
 
 
 if __name__ == "__main__":
