@@ -32,16 +32,16 @@ def run(
     layout_dir: Path,
     source: Path,
     out_dir: Path,
-    probe: Path | None,
+    export_check: Path | None,
     tokenizer: Path | None = None,
     head_scales: HeadScales | None = None,
 ) -> dict[str, Any]:
     """Writes the folder and checks it; returns the facts for the manifest.
 
     `tokenizer`: the folder of the one that the documents were encoded with, if it is not the source's.
-    `probe`: tokens, labels and losses of the trained model (see recalibration); the exported model must give the same
-    losses, its softmax scale undone.
-    `head_scales`: softmax scales of single heads, folded into the weights; they are not undone, so without a probe.
+    `export_check`: a file of tokens, labels and losses of the trained model (see recalibration); the exported model
+    must give the same losses, its softmax scale undone.
+    `head_scales`: softmax scales of single heads, folded into the weights; they are not undone, so without a check.
 
     Raises: SurgeryError if it does not, if a layout file is damaged or missing, or
     if no class of the wanted format computes this model; then nothing stays behind.
@@ -68,11 +68,11 @@ def run(
             "dtype": dtype,
             "parameters": layout.shape.parameters,
             "tokenizer_files": copy_tokenizer(tokenizer or source, source, out_dir),
-            "softmax_scale": scale and {"beta": scale.value, "apply": scale.apply},
+            "softmax_scale": None if scale is None else {"beta": scale.value, "apply": scale.apply},
         }
-        if probe is not None:
+        if export_check is not None:
             applied = scale.value if scale and (folded != 1.0 or form.reads_softmax_scale) else 1.0
-            facts |= compare_losses(out_dir, probe, softmax_scale=applied)
+            facts |= compare_losses(out_dir, export_check, softmax_scale=applied)
             log.info("the export's losses differ from the trained model's by %.1e on average", facts["mean_difference"])
         write_text(out_dir / "README.md", model_card(layout, form, facts, scale, head_scales))
     return facts

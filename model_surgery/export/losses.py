@@ -14,8 +14,8 @@ LOSS_LIMIT = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest accepted mean difference of a token's loss between training and export, by the coarser of their dtypes."""
 
 
-def compare_losses(folder: Path, probe: Path, *, softmax_scale: float = 1.0) -> dict[str, Any]:
-    """Loss of every probe token by transformers on the exported folder, against the trained model's.
+def compare_losses(folder: Path, export_check: Path, *, softmax_scale: float = 1.0) -> dict[str, Any]:
+    """Loss of every token of the export check by transformers on the exported folder, against the trained model's.
 
     softmax_scale: the factor of its attention logits that the exported model has and the trained one has not. It is
     divided out again in the loaded model, so that nothing but the factor may differ.
@@ -27,7 +27,7 @@ def compare_losses(folder: Path, probe: Path, *, softmax_scale: float = 1.0) -> 
 
     disable_progress_bar()
     register_drope()
-    trained = load_file(probe)
+    trained = load_file(export_check)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     for layer in model.model.layers:
         layer.self_attn.scaling /= softmax_scale
@@ -43,7 +43,7 @@ def compare_losses(folder: Path, probe: Path, *, softmax_scale: float = 1.0) -> 
         "loss_exported": losses.mean().item(),
         "mean_difference": difference.mean().item(),
         "max_difference": difference.max().item(),
-        "limit": max(LOSS_LIMIT[exported], LOSS_LIMIT[probe_dtype(probe)]),
+        "limit": max(LOSS_LIMIT[exported], LOSS_LIMIT[trained_dtype(export_check)]),
     }
     if not facts["mean_difference"] <= facts["limit"]:  # so that NaN is refused too
         raise SurgeryError(
@@ -53,7 +53,7 @@ def compare_losses(folder: Path, probe: Path, *, softmax_scale: float = 1.0) -> 
     return facts
 
 
-def probe_dtype(probe: Path) -> str:
-    """The dtype in which the trained model computed the probe's losses."""
-    with safe_open(probe, framework="pt") as handle:
+def trained_dtype(export_check: Path) -> str:
+    """The dtype in which the trained model computed its losses."""
+    with safe_open(export_check, framework="pt") as handle:
         return (handle.metadata() or {}).get("dtype", "float32")

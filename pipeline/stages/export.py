@@ -46,7 +46,7 @@ class ExportStage(Stage):
                 source=resolve_model(recipe.model),
                 tokenizer=tokenizer_folder(recipe),
                 out_dir=stage_dir / name,
-                probe=run_dir / training / "probe.safetensors",
+                export_check=run_dir / training / "probe.safetensors",
             )
             for name, training in exported_models(recipe).items()
         }

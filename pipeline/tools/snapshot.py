@@ -49,7 +49,7 @@ def export_step(recipe: Recipe, step: str) -> Path:
             source=resolve_model(recipe.model),
             tokenizer=tokenizer_folder(recipe),
             out_dir=model,
-            probe=None,  # only the end of a training leaves one
+            export_check=None,  # only the end of a training leaves one
         )
         shutil.rmtree(layout)
         model.rename(out_dir)

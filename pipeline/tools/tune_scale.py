@@ -128,7 +128,7 @@ def write_model(recipe: Recipe, out_dir: Path, scale: SoftmaxScale | None, head_
             source=resolve_model(recipe.model),
             tokenizer=tokenizer_folder(recipe),
             out_dir=model,
-            probe=training / "probe.safetensors" if head_scales is None else None,
+            export_check=training / "probe.safetensors" if head_scales is None else None,
             head_scales=head_scales,
         )
         if out_dir.exists():

@@ -146,7 +146,7 @@ def test_every_export_is_accepted(norms: str, export_format: str, models: Models
         changed = layout.model_copy(update={"position_embedding": position_embedding})
         (tmp_path / "layout" / "layout.json").write_text(changed.model_dump_json())
         out = folders[position_embedding] = tmp_path / position_embedding
-        export.run(config, layout_dir=tmp_path / "layout", source=models.source, out_dir=out, probe=None)
+        export.run(config, layout_dir=tmp_path / "layout", source=models.source, out_dir=out, export_check=None)
     check(config_of(), dataclasses.replace(models, drope=folders["none"]))
     refused(config_of(), dataclasses.replace(models, drope=folders["rope"]), "still have RoPE", tmp_path)
     require_no_rope(folders["none"], read_config(folders["none"]))

@@ -47,8 +47,12 @@ def trained(layouts: dict[int, Path], tmp_path_factory: pytest.TempPathFactory) 
     return make
 
 
-def run(layout: Path, source: Path, out: Path, probe: Path | None = None, **settings: object) -> dict[str, object]:
-    return export.run(ExportConfig(**settings), layout_dir=layout, source=source, out_dir=out, probe=probe)
+def run(
+    layout: Path, source: Path, out: Path, export_check: Path | None = None, **settings: object
+) -> dict[str, object]:
+    return export.run(
+        ExportConfig(**settings), layout_dir=layout, source=source, out_dir=out, export_check=export_check
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +67,13 @@ def exported(
 
 
 @pytest.fixture
-def probe(tiny_model: Path, tmp_path: Path) -> Path:
+def export_check(tiny_model: Path, tmp_path: Path) -> Path:
     """Tokens, labels and losses of the source without positional embeddings."""
     tokens, labels = TOKENS[:, :-1].contiguous(), TOKENS[:, 1:].contiguous()
     logits = source_logits(tiny_model, tokens, identity_rotation=True)
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    save_file({"tokens": tokens, "labels": labels, "losses": losses.reshape(labels.shape)}, tmp_path / "probe")
-    return tmp_path / "probe"
+    save_file({"tokens": tokens, "labels": labels, "losses": losses.reshape(labels.shape)}, tmp_path / "export_check")
+    return tmp_path / "export_check"
 
 
 @pytest.mark.parametrize("kind", ["none", "rope"])
@@ -137,9 +141,9 @@ def test_a_real_tied_checkpoint(tinystories: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_dtype_of_the_export(
-    dtype: str, trained: Callable[[str], Path], tiny_model: Path, probe: Path, tmp_path: Path
+    dtype: str, trained: Callable[[str], Path], tiny_model: Path, export_check: Path, tmp_path: Path
 ) -> None:
-    facts = run(trained("none"), tiny_model, tmp_path / "export", probe, dtype=dtype)
+    facts = run(trained("none"), tiny_model, tmp_path / "export", export_check, dtype=dtype)
     assert facts["dtype"] == dtype
     assert 0 < facts["mean_difference"] < facts["limit"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype="auto")
@@ -171,16 +175,16 @@ def test_shards_and_their_index(
 
 
 def test_the_trained_models_losses_must_come_back(
-    trained: Callable[[str], Path], tiny_model: Path, probe: Path, tmp_path: Path
+    trained: Callable[[str], Path], tiny_model: Path, export_check: Path, tmp_path: Path
 ) -> None:
-    facts = run(trained("none"), tiny_model, tmp_path / "right", probe)
+    facts = run(trained("none"), tiny_model, tmp_path / "right", export_check)
     assert facts["mean_difference"] < 1e-6
     assert facts["probe_tokens"] == 62
     assert "| export check | loss" in (tmp_path / "right" / "README.md").read_text()
     with pytest.raises(SurgeryError, match="the exported model's loss differs from the trained one's"):
-        run(trained("rope"), tiny_model, tmp_path / "wrong kind", probe)
+        run(trained("rope"), tiny_model, tmp_path / "wrong kind", export_check)
     assert not (tmp_path / "wrong kind").exists()
-    values = load_file(probe)
+    values = load_file(export_check)
     for change in (0.001, torch.nan):
         save_file(values | {"losses": values["losses"] + change}, tmp_path / "other")
         with pytest.raises(SurgeryError, match="the exported model's loss differs"):

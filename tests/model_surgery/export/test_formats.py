@@ -39,7 +39,7 @@ TOKENS = torch.randint(96, (2, 24), generator=torch.Generator().manual_seed(11))
 
 
 def exported(model, out: Path, **settings: object) -> Path:
-    export.run(ExportConfig(**settings), layout_dir=model.folder, source=model.source, out_dir=out, probe=None)
+    export.run(ExportConfig(**settings), layout_dir=model.folder, source=model.source, out_dir=out, export_check=None)
     return out
 
 

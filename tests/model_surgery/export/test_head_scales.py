@@ -20,7 +20,12 @@ TOKENS = torch.randint(96, (2, 25), generator=torch.Generator().manual_seed(13))
 
 def write(model, folder: Path, scales: list[list[float]] | None) -> Path:
     export.run(
-        ExportConfig(), layout_dir=model.folder, source=model.source, out_dir=folder, probe=None, head_scales=scales
+        ExportConfig(),
+        layout_dir=model.folder,
+        source=model.source,
+        out_dir=folder,
+        export_check=None,
+        head_scales=scales,
     )
     return folder
 

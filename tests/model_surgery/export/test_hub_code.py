@@ -57,7 +57,9 @@ def drope_export(trained: Callable, tmp_path: Path) -> Callable[..., tuple[objec
     def make(family: str, norms: str, **settings: object) -> tuple[object, Path]:
         model = trained(family, norms)
         folder = tmp_path / f"{family}-{norms}"
-        export.run(ExportConfig(**settings), layout_dir=model.folder, source=model.source, out_dir=folder, probe=None)
+        export.run(
+            ExportConfig(**settings), layout_dir=model.folder, source=model.source, out_dir=folder, export_check=None
+        )
         return model, folder
 
     return make

@@ -28,7 +28,7 @@ def test_there_and_back(
     source = published(family, attention_type)
     convert(SurgeryConfig(tensor_parallel=tensor_parallel), source=source, out_dir=tmp_path / "layout")
     out = tmp_path / "export"
-    export.run(ExportConfig(), layout_dir=tmp_path / "layout", source=source, out_dir=out, probe=None)
+    export.run(ExportConfig(), layout_dir=tmp_path / "layout", source=source, out_dir=out, export_check=None)
     wanted, got = load_file(source / "model.safetensors"), load_file(out / "model-00001.safetensors")
     unused = {"q_norm_nope": "k_norm.weight", "k_norm_nope": "q_norm.weight"}.get(attention_type, "no name")
     kept = {name: tensor for name, tensor in wanted.items() if not name.endswith(unused)}
@@ -52,10 +52,10 @@ def test_our_export_is_a_source_again(trained: Callable, tmp_path: Path) -> None
     """Surgery reads an export with full-width norms; its weights come out as they went in."""
     model = trained("llama", "full")
     first, second = tmp_path / "first", tmp_path / "second"
-    export.run(ExportConfig(), layout_dir=model.folder, source=model.source, out_dir=first, probe=None)
+    export.run(ExportConfig(), layout_dir=model.folder, source=model.source, out_dir=first, export_check=None)
     layout = convert(SurgeryConfig(tensor_parallel=2), source=first, out_dir=tmp_path / "layout")
     assert layout.source_position_embedding == "none"
-    export.run(ExportConfig(), layout_dir=tmp_path / "layout", source=first, out_dir=second, probe=None)
+    export.run(ExportConfig(), layout_dir=tmp_path / "layout", source=first, out_dir=second, export_check=None)
     one, two = (load_file(folder / "model-00001.safetensors") for folder in (first, second))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)

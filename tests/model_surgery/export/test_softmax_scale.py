@@ -33,9 +33,11 @@ KINDS = [
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    def make(model, name: str, probe: Path | None = None, **settings: object) -> Path:
+    def make(model, name: str, export_check: Path | None = None, **settings: object) -> Path:
         config = ExportConfig(softmax_scale=settings.pop("scale", None), **settings)
-        export.run(config, layout_dir=model.folder, source=model.source, out_dir=tmp_path / name, probe=probe)
+        export.run(
+            config, layout_dir=model.folder, source=model.source, out_dir=tmp_path / name, export_check=export_check
+        )
         return tmp_path / name
 
     return make
@@ -50,7 +52,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model-00001.safetensors")
 
 
-def write_probe(path: Path, logits: torch.Tensor) -> Path:
+def write_export_check(path: Path, logits: torch.Tensor) -> Path:
     tokens, labels = TOKENS[:, :-1].contiguous(), TOKENS[:, 1:].contiguous()
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     save_file({"tokens": tokens, "labels": labels, "losses": losses.reshape(labels.shape)}, path)
@@ -139,9 +141,9 @@ def test_the_loss_check_undoes_it(
 ) -> None:
     """It compares with the model as trained: it holds with the scale, and fails on a model that has another one."""
     model = trained(family, norms)
-    probe = write_probe(tmp_path / "probe", model.logits(TOKENS[:, :-1]))
-    folder = write(model, "right", probe, scale={"beta": BETA, "apply": apply})
+    export_check = write_export_check(tmp_path / "export_check", model.logits(TOKENS[:, :-1]))
+    folder = write(model, "right", export_check, scale={"beta": BETA, "apply": apply})
     assert "| export check | loss" in (folder / "README.md").read_text()
-    other = write_probe(tmp_path / "other", model.logits(TOKENS[:, :-1], beta=1.01))
+    other = write_export_check(tmp_path / "other", model.logits(TOKENS[:, :-1], beta=1.01))
     with pytest.raises(SurgeryError, match="the exported model's loss differs"):
         write(model, "wrong", other, scale={"beta": BETA, "apply": apply})

@@ -70,6 +70,6 @@ def test_norms_of_queries_and_keys_may_be_put_in_at_the_drop(
         layout_dir=tmp_path / "out" / "layout",
         source=models["odd"],
         out_dir=tmp_path / "export",
-        probe=tmp_path / "out" / "probe.safetensors",
+        export_check=tmp_path / "out" / "probe.safetensors",
     )
     assert facts["mean_difference"] < facts["limit"]

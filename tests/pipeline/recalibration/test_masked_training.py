@@ -63,6 +63,6 @@ def check_probe(folder: Path, source: Path, trained: torch.nn.Module) -> None:
         layout_dir=folder / "out" / "layout",
         source=source,
         out_dir=folder / "export",
-        probe=folder / "out" / "probe.safetensors",
+        export_check=folder / "out" / "probe.safetensors",
     )
     assert facts["mean_difference"] < facts["limit"]

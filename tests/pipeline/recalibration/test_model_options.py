@@ -150,6 +150,6 @@ def test_the_stage_with_both_at_zero_3(
         layout_dir=tmp_path / "out" / "layout",
         source=models["untied"],
         out_dir=tmp_path / "export",
-        probe=tmp_path / "out" / "probe.safetensors",
+        export_check=tmp_path / "out" / "probe.safetensors",
     )
     assert facts["mean_difference"] < facts["limit"] == 1e-4

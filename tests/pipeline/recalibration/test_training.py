@@ -114,6 +114,6 @@ def test_bf16_resumes_bit_identical_and_its_export_passes(
         layout_dir=broken / "layout",
         source=tiny_model,
         out_dir=tmp_path / "export",
-        probe=broken / "probe.safetensors",
+        export_check=broken / "probe.safetensors",
     )
     assert 1e-6 < facts["mean_difference"] < facts["limit"] == 5e-2

@@ -114,7 +114,7 @@ def test_exports_of_every_class(
     changed = layout.model_copy(update={"position_embedding": position_embedding})
     (tmp_path / "layout" / "layout.json").write_text(changed.model_dump_json())
     config = ExportConfig(format=wanted, softmax_scale={"beta": 1.5, "apply": "config"})
-    export.run(config, layout_dir=tmp_path / "layout", source=source, out_dir=tmp_path / "export", probe=None)
+    export.run(config, layout_dir=tmp_path / "layout", source=source, out_dir=tmp_path / "export", export_check=None)
     facts = inspect_path(tmp_path / "export")
     assert facts["architecture"] == architecture
     assert facts["positional embedding"] == {"none": "none", "rope": "RoPE"}[position_embedding]
