@@ -65,10 +65,10 @@ def loss_and_gradients(model, documents):
     return loss.item(), {name: parameter.grad for name, parameter in model.named_parameters()}, sum(kept.values())
 
 
-def distances(one, wanted) -> list[float]:
+def distances(one, expected) -> list[float]:
     """Relative distances of the loss, and of the gradient that is furthest off."""
-    apart = [(one[1][name].float() - grad).norm() / grad.norm() for name, grad in wanted[1].items()]
-    return [abs(one[0] / wanted[0] - 1), max(apart).item()]
+    apart = [(one[1][name].float() - grad).norm() / grad.norm() for name, grad in expected[1].items()]
+    return [abs(one[0] / expected[0] - 1), max(apart).item()]
 
 
 def evaluation(ours, torchs) -> dict[str, bool]:

@@ -116,9 +116,9 @@ def equal_to_torch() -> dict:
     }.items():
         for masked in (None, documents):
             losses, gradients = losses_and_gradients(build(**options), masked)
-            wanted, theirs = losses_and_gradients(build(**options | {"layers": "torch", "fp8": None}), masked)
+            expected, theirs = losses_and_gradients(build(**options | {"layers": "torch", "fp8": None}), masked)
             apart = max((gradients[key] - theirs[key]).abs().max().item() for key in theirs)
-            found[f"{name}{' masked' if masked is not None else ''}"] = [(losses - wanted).abs().max().item(), apart]
+            found[f"{name}{' masked' if masked is not None else ''}"] = [(losses - expected).abs().max().item(), apart]
     return found
 
 
@@ -164,8 +164,8 @@ def numbers() -> dict:
 
     model, plain = build(fp8=fp8(linear=True)), build()
     model.fp8.active = True
-    wanted = losses_and_gradients(plain)[0].mean()
-    apart = [abs(losses_and_gradients(model)[0].mean() - wanted).item() / wanted.item() for _ in range(3)]
+    expected = losses_and_gradients(plain)[0].mean()
+    apart = [abs(losses_and_gradients(model)[0].mean() - expected).item() / expected.item() for _ in range(3)]
     of_attention = [value for name, value in fp8_state(model).items() if name.endswith("fused.scaling_bwd.scale")]
     tokens, labels = rows()
     changed = tokens.clone()
@@ -193,13 +193,13 @@ def kept_scales() -> dict:
     first = build(fp8=fp8(linear=True))
     trained(first, 3)
     state = {name: value.clone() for name, value in fp8_state(first).items()}
-    wanted = trained(first, 1)
+    expected = trained(first, 1)
     fresh, dtypes = fp8_state(build(fp8=fp8())), {str(value.dtype) for value in state.values()}
     found = {"entries": len(state), "fresh": len(fresh), "dtypes": sorted(dtypes)}
     for name, scales in {"with": state, "without": {}, "other history": state}.items():
         second = build(fp8=fp8(linear=True, amax_history=9 if name == "other history" else 4))
         load_fp8_state(second, second.fp8, scales)
-        found[name] = torch.equal(trained(second, 1), wanted)
+        found[name] = torch.equal(trained(second, 1), expected)
     return found
 
 

@@ -45,9 +45,9 @@ def sharded(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def test_every_tensor_is_the_one_that_transformers_loads(tiny_model: Path) -> None:
-    wanted = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
+    expected = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
     with Checkpoint(tiny_model) as checkpoint:
-        for name, tensor in wanted.items():
+        for name, tensor in expected.items():
             assert torch.equal(checkpoint.tensor(name), tensor)
 
 

@@ -117,20 +117,22 @@ def test_verification_can_be_switched_off(tiny_model: Path, tmp_path: Path, capl
 
 
 def test_comparison_counts_clear_top_1_differences_and_refuses_nan() -> None:
-    wanted = torch.tensor([[[1.0, 0.5, 0.0], [1.0, 1.0 - 1e-5, 0.0]]])
-    assert compare(wanted, wanted).ok
-    near = wanted.clone()
+    expected = torch.tensor([[[1.0, 0.5, 0.0], [1.0, 1.0 - 1e-5, 0.0]]])
+    assert compare(expected, expected).ok
+    near = expected.clone()
     near[0, 1] = torch.tensor([1.0 - 1e-5, 1.0, 0.0])  # the two best were closer than the limit: no difference
-    assert compare(wanted, near).top1_agreement == 1.0
-    other = wanted.clone()
+    assert compare(expected, near).top1_agreement == 1.0
+    other = expected.clone()
     other[0, 0] = torch.tensor([0.5, 1.5, 0.0])
-    result = compare(wanted, other)
+    result = compare(expected, other)
     assert result.top1_agreement == 0.5
     assert result.max_difference == pytest.approx(1.0)
     assert not result.ok
     assert not Comparison(max_difference=0.0, limit=1.0, top1_agreement=0.99).ok
-    assert not compare(wanted, wanted + torch.tensor([torch.nan, 0.0, 0.0])).ok
-    assert compare(wanted * 1000, wanted * 1000).limit == pytest.approx(1e-4 * (wanted * 1000).square().mean().sqrt())
+    assert not compare(expected, expected + torch.tensor([torch.nan, 0.0, 0.0])).ok
+    assert compare(expected * 1000, expected * 1000).limit == pytest.approx(
+        1e-4 * (expected * 1000).square().mean().sqrt()
+    )
 
 
 def test_tokens_are_text_and_random_ones(tinystories: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -190,8 +192,8 @@ def test_a_model_whose_heads_do_not_divide_passes(
     with Checkpoint(source) as checkpoint:
         for entry in made.layout.tensors:
             for source_name, tensor in read_sources(tmp_path, made.layout, entry).items():
-                wanted = torch.ones_like(tensor) if "_norm" in source_name else checkpoint.tensor(source_name)
-                assert torch.equal(tensor, wanted)
+                expected = torch.ones_like(tensor) if "_norm" in source_name else checkpoint.tensor(source_name)
+                assert torch.equal(tensor, expected)
 
 
 @pytest.mark.slow

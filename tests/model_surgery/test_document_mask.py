@@ -49,8 +49,8 @@ def test_attention_is_softmax_attention_within_a_document(kv_heads: int, scale: 
             scores = q[:, batch, head] @ key.T * (width**-0.5 if scale is None else scale)
             for row in range(length):
                 seen = [j for j in range(row + 1) if documents[batch, j] == documents[batch, row]]
-                wanted = scores[row, seen].softmax(-1) @ value[seen]
-                torch.testing.assert_close(got[row, batch, head * width : (head + 1) * width], wanted)
+                expected = scores[row, seen].softmax(-1) @ value[seen]
+                torch.testing.assert_close(got[row, batch, head * width : (head + 1) * width], expected)
 
 
 @pytest.mark.parametrize("position_embedding", ["none", "rope"])
@@ -67,9 +67,9 @@ def test_losses_and_gradients_are_those_of_every_document_alone(
         start = 0
         for length in lengths:
             alone = slice(start, start + length)
-            wanted = token_losses(model, tokens[row : row + 1, alone], labels[row : row + 1, alone])
-            torch.testing.assert_close(losses[row, alone], wanted[0], rtol=0, atol=1e-5)
-            wanted.sum().backward()
+            expected = token_losses(model, tokens[row : row + 1, alone], labels[row : row + 1, alone])
+            torch.testing.assert_close(losses[row, alone], expected[0], rtol=0, atol=1e-5)
+            expected.sum().backward()
             start += length
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=0, atol=1e-4)
@@ -97,5 +97,5 @@ def test_losses_are_those_of_transformers_with_an_explicit_mask(
     with torch.no_grad():
         logits = source(tokens, attention_mask=mask, use_cache=False).logits
         losses = token_losses(loaded(layouts[1], position_embedding), tokens, labels, documents)
-    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    torch.testing.assert_close(losses.flatten(), wanted, rtol=0, atol=1e-5)
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    torch.testing.assert_close(losses.flatten(), expected, rtol=0, atol=1e-5)

@@ -196,17 +196,17 @@ def test_the_files_are_what_safetensors_itself_reads(layouts: dict[int, Path]) -
 def test_tensors_of_several_dtypes_and_odd_sizes(make_shape: Callable[..., ModelShape], tmp_path: Path) -> None:
     shape = make_shape(hidden=31, heads=3, kv_heads=1, head_dim=1, ffn=7, vocab=3, layers=1)
     dtypes = itertools.cycle((torch.bfloat16, torch.float32, torch.float16))
-    wanted = {}
+    expected = {}
     with LayoutWriter(tmp_path, shape, 1) as writer:
         for rule in rules(shape):
             sizes = {name: source_shapes(shape)[name] for name in rule.sources}
             dtype = next(dtypes)
             joined = join(tuple(torch.randn(size).to(dtype) for size in sizes.values()), rule.join, shape)
-            wanted[rule.target] = split(joined, rule.join, shape, 1)[0]
+            expected[rule.target] = split(joined, rule.join, shape, 1)[0]
             writer.put(rule, joined)
         layout = writer.finish(position_embedding="none", source="s", source_fingerprint="f")
     got = read_rank(tmp_path, layout, 0)
-    assert all(got[name].dtype == tensor.dtype and torch.equal(got[name], tensor) for name, tensor in wanted.items())
+    assert all(got[name].dtype == tensor.dtype and torch.equal(got[name], tensor) for name, tensor in expected.items())
 
 
 def test_old_layouts_of_many_files_per_rank_are_read(layout_copy: Path, layouts: dict[int, Path]) -> None:

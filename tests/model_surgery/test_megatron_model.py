@@ -99,8 +99,8 @@ def test_megatron_takes_q_k_and_v_out_of_the_layout(layouts: dict[int, Path], ti
     with Checkpoint(tiny_model) as checkpoint:
         for part, tensor in zip("qkv", got, strict=True):
             weight = checkpoint.tensor(f"model.layers.1.self_attn.{part}_proj.weight")
-            wanted = (hidden @ weight.T).reshape(5, 1, -1, 8)
-            torch.testing.assert_close(tensor, wanted, rtol=1e-5, atol=1e-5)
+            expected = (hidden @ weight.T).reshape(5, 1, -1, 8)
+            torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("position_embedding", ["rope", "none"])
@@ -111,14 +111,14 @@ def test_logits_and_losses_are_those_of_transformers(
 
     row = torch.randint(96, (2, 25), generator=torch.Generator().manual_seed(3))
     tokens, labels = row[:, :-1], row[:, 1:]
-    wanted = source_logits(tiny_model, tokens, identity_rotation=position_embedding == "none")
+    expected = source_logits(tiny_model, tokens, identity_rotation=position_embedding == "none")
     model = loaded(layouts[1], position_embedding)
-    torch.testing.assert_close(full_logits(model, tokens), wanted, rtol=0, atol=1e-5)
-    losses = torch.nn.functional.cross_entropy(wanted.flatten(0, 1), labels.flatten(), reduction="none")
+    torch.testing.assert_close(full_logits(model, tokens), expected, rtol=0, atol=1e-5)
+    losses = torch.nn.functional.cross_entropy(expected.flatten(0, 1), labels.flatten(), reduction="none")
     torch.testing.assert_close(token_losses(model, tokens, labels).flatten(), losses, rtol=0, atol=1e-5)
     if position_embedding == "rope":
         stock = AutoModelForCausalLM.from_pretrained(tiny_model)(tokens).logits
-        torch.testing.assert_close(wanted, stock, rtol=0, atol=1e-6)
+        torch.testing.assert_close(expected, stock, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -136,10 +136,10 @@ def test_ids_that_are_padding_cannot_be_sampled_nor_counted(
     masked = full_logits(model, tokens)
     assert torch.equal(masked[..., :90], plain[..., :90])
     assert (masked.float().softmax(-1)[..., 90:] == 0).all()
-    wanted = torch.nn.functional.cross_entropy(plain[..., :90].float().flatten(0, 1), labels.flatten())
+    expected = torch.nn.functional.cross_entropy(plain[..., :90].float().flatten(0, 1), labels.flatten())
     with torch.no_grad():
         got = token_losses(model, tokens, labels).mean()
-    torch.testing.assert_close(got.float(), wanted, rtol=0, atol=1e-5 if dtype is torch.float32 else 2e-2)
+    torch.testing.assert_close(got.float(), expected, rtol=0, atol=1e-5 if dtype is torch.float32 else 2e-2)
 
 
 def test_slices_that_do_not_fit_are_named(layouts: dict[int, Path]) -> None:
@@ -168,5 +168,5 @@ def test_attention_is_causal_softmax_attention() -> None:
             key, value = k[:, batch, head // 2], v[:, batch, head // 2]
             scores = q[:, batch, head] @ key.T / width**0.5
             scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
-            wanted = scores.softmax(-1) @ value
-            torch.testing.assert_close(got[:, batch, head * width : (head + 1) * width], wanted)
+            expected = scores.softmax(-1) @ value
+            torch.testing.assert_close(got[:, batch, head * width : (head + 1) * width], expected)

@@ -40,9 +40,9 @@ def test_recomputed_layers_give_the_same_gradients_from_less(
     dtype: torch.dtype, masked: bool, layouts: dict[int, Path]
 ) -> None:
     documents = torch.arange(32).expand(2, -1) // 10 if masked else None
-    wanted, kept = gradients(layouts[1], dtype, documents)
+    expected, kept = gradients(layouts[1], dtype, documents)
     got, kept_again = gradients(layouts[1], dtype, documents, recompute=True)
-    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
     assert kept_again < kept / 2
 
 
@@ -65,9 +65,9 @@ def test_swiglu_is_the_expression_but_for_what_it_keeps(dtype: torch.dtype) -> N
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         got = SwiGLU(config=None)(x)
     gate, up = x.chunk(2, dim=-1)
-    wanted = torch.nn.functional.silu(gate) * up
-    assert torch.equal(got, wanted)
-    assert torch.equal(torch.autograd.grad(got, x, grad)[0], torch.autograd.grad(wanted, x, grad)[0])
+    expected = torch.nn.functional.silu(gate) * up
+    assert torch.equal(got, expected)
+    assert torch.equal(torch.autograd.grad(got, x, grad)[0], torch.autograd.grad(expected, x, grad)[0])
     assert [tensor.data_ptr() for tensor in kept] == [x.data_ptr()]
 
 

@@ -52,12 +52,12 @@ def test_loss_and_gradients_are_those_of_the_logits(
     losses = torch.nn.functional.cross_entropy(
         reference(tokens, torch.arange(20).expand(3, -1), None).flatten(0, 1), labels.flatten(), reduction="none"
     )
-    wanted = torch.dot(losses, weights.flatten().double())
-    wanted.backward()
+    expected = torch.dot(losses, weights.flatten().double())
+    expected.backward()
     model = loaded(layouts[1], torch.float32, vocab)
     got = weighted_loss(model, tokens, labels, weights)
     (3 * got).backward()
-    torch.testing.assert_close(got.double(), wanted, rtol=1e-6, atol=0)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=0)
     for (name, one), other in zip(model.named_parameters(), reference.parameters(), strict=True):
         assert (one.grad - 3 * other.grad).norm() < 1e-5 * other.grad.norm(), name
 

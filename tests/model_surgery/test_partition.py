@@ -100,11 +100,11 @@ def test_qkv_rows_of_a_rank_are_query_heads_key_head_value_head_by_group(
 
     groups, per_group = kv_heads // tensor_parallel, heads // kv_heads
     for rank, piece in enumerate(slices):
-        wanted = []
+        expected = []
         for group in range(rank * groups, (rank + 1) * groups):
-            wanted += [head(q, group * per_group + i) for i in range(per_group)]
-            wanted += [head(k, group), head(v, group)]
-        assert torch.equal(piece, torch.cat(wanted))
+            expected += [head(q, group * per_group + i) for i in range(per_group)]
+            expected += [head(k, group), head(v, group)]
+        assert torch.equal(piece, torch.cat(expected))
 
 
 @pytest.mark.parametrize("tensor_parallel", [1, 2, 4])

@@ -78,11 +78,11 @@ def test_a_full_width_norm_is_cut_with_its_heads(tensor_parallel: int, odd_model
         name = f"decoder.layers.1.self_attention.{part}_layernorm.weight"
         slices = [read_rank(tmp_path, layout, rank)[name] for rank in range(tensor_parallel)]
         assert {len(piece) for piece in slices} == {heads // tensor_parallel * 8}
-        whole, wanted = torch.cat(slices), norms[NORM.format(part)]
-        assert torch.equal(whole[: len(wanted)], wanted)
-        assert not whole[len(wanted) :].any()
+        whole, expected = torch.cat(slices), norms[NORM.format(part)]
+        assert torch.equal(whole[: len(expected)], expected)
+        assert not whole[len(expected) :].any()
         entry = next(entry for entry in layout.tensors if entry.target == name)
-        assert torch.equal(read_sources(tmp_path, layout, entry)[NORM.format(part)], wanted)
+        assert torch.equal(read_sources(tmp_path, layout, entry)[NORM.format(part)], expected)
 
 
 @pytest.mark.usefixtures("megatron_of_one")
@@ -104,13 +104,13 @@ def test_megatron_norms_as_the_formula_says(
     hidden = torch.randn(5, 2, 32)
     got = attention.get_query_key_value_tensors(hidden)
     for part, normed, tensor in zip("qkv", got, plain.get_query_key_value_tensors(hidden), strict=True):
-        wanted = tensor
+        expected = tensor
         if {"q": q, "k": k, "v": False}[part]:
             weight = getattr(attention, f"{part}_layernorm").weight
             axes = (2, 3) if kind == "full" else (3,)
             mean = tensor.square().mean(axes, keepdim=True)
-            wanted = tensor / (mean + 1e-5).sqrt() * weight.view(-1, 8)
-        torch.testing.assert_close(normed, wanted)
+            expected = tensor / (mean + 1e-5).sqrt() * weight.view(-1, 8)
+        torch.testing.assert_close(normed, expected)
 
 
 def test_the_reference_norms_are_torchs_own(tiny_model: Path) -> None:
@@ -130,9 +130,9 @@ def test_the_reference_norms_are_torchs_own(tiny_model: Path) -> None:
                     attention, name, torch.nn.Sequential(getattr(attention, name), heads, norm, torch.nn.Flatten(-2))
                 )
         tokens = torch.randint(96, (2, 32), generator=torch.Generator().manual_seed(1))
-        wanted = logits_of(model, tokens)
+        expected = logits_of(model, tokens)
         got = source_logits(tiny_model, tokens, identity_rotation=True, norms=norms)
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
 def test_spread_is_the_standard_deviation_over_the_keys_a_query_sees(make_shape: Callable[..., ModelShape]) -> None:
@@ -163,12 +163,12 @@ def test_a_calibrated_norm_keeps_the_scale_of_the_logits(kind: str, tinystories:
     losses = torch.nn.functional.cross_entropy(logits_of(model, rows)[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
     assert result.loss_without_norm == pytest.approx(losses.item(), abs=1e-5)
     seen: dict[tuple[int, str], torch.Tensor] = {}
-    for norms, wanted in ((result.norms, result.loss_calibrated), (None, result.loss_with_ones)):
+    for norms, expected in ((result.norms, result.loss_calibrated), (None, result.loss_with_ones)):
         norms = norms or {name: torch.ones_like(weight) for name, weight in result.norms.items()}
         model = whole_model(tinystories, shape, identity_rotation=True, norms=norms)
         logits = logits_of(model, rows)
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
-        assert wanted == pytest.approx(loss.item(), abs=1e-5)
+        assert expected == pytest.approx(loss.item(), abs=1e-5)
     # In the first layer, whose input no norm has changed, the spread is the one without the norm.
     spreads = []
     for norms in ({}, result.norms):

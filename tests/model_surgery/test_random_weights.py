@@ -54,9 +54,9 @@ def test_it_is_what_transformers_draws(config: dict[str, Any], tmp_path: Path) -
     theirs = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path), dtype=torch.float32)
     loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    ours, wanted = loaded.state_dict(), theirs.state_dict()
-    assert ours.keys() == wanted.keys()
-    for name, tensor in wanted.items():
+    ours, expected = loaded.state_dict(), theirs.state_dict()
+    assert ours.keys() == expected.keys()
+    for name, tensor in expected.items():
         if tensor.ndim == 1:
             assert torch.equal(ours[name], tensor), name
             continue

@@ -18,7 +18,7 @@ def config(tiny_model: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"model_type": "mistral"}, "model_type = 'mistral'"),
         ({"model_type": None}, "model_type = None"),
@@ -38,11 +38,11 @@ def config(tiny_model: Path) -> dict[str, object]:
     ],
 )
 def test_what_cannot_be_operated_on_is_refused(
-    changes: dict[str, object], said: str, config: dict[str, object]
+    changes: dict[str, object], message: str, config: dict[str, object]
 ) -> None:
     with pytest.raises(SurgeryError) as refused:
         shape_from_config(config | changes, "config.json")
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert str(refused.value).startswith("config.json: ")
     assert "\n" not in str(refused.value)
 
@@ -59,9 +59,9 @@ def test_what_cannot_be_operated_on_is_refused(
     ],
 )
 def test_a_missing_key_is_named(key: str, config: dict[str, object]) -> None:
-    wanted = {name: value for name, value in config.items() if name not in (key, "head_dim")}
+    expected = {name: value for name, value in config.items() if name not in (key, "head_dim")}
     with pytest.raises(SurgeryError, match=f"{key} is missing"):
-        shape_from_config(wanted, "config.json")
+        shape_from_config(expected, "config.json")
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b""])

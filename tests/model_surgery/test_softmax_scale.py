@@ -19,7 +19,7 @@ def test_the_papers_formula() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({}, "give either beta, or factor and c"),
         ({"beta": 1.2, "factor": 2, "c": 0.1}, "give either beta, or factor and c"),
@@ -34,13 +34,13 @@ def test_the_papers_formula() -> None:
         ({"beta": 1.2, "apply": "both"}, "'weights' or 'config'"),
     ],
 )
-def test_refused_settings(settings: dict[str, object], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_refused_settings(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         SoftmaxScale(**settings)
 
 
 @pytest.mark.parametrize(
-    ("norms", "wanted"),
+    ("norms", "expected"),
     [
         ({}, {"q_proj.weight", "q_proj.bias"}),
         ({"k_norm": "full"}, {"q_proj.weight", "q_proj.bias"}),
@@ -48,13 +48,13 @@ def test_refused_settings(settings: dict[str, object], said: str) -> None:
         ({"q_norm": "per_head", "k_norm": "per_head"}, {"q_norm.weight"}),
     ],
 )
-def test_what_is_scaled(norms: dict[str, str], wanted: set[str], make_shape: Callable) -> None:
+def test_what_is_scaled(norms: dict[str, str], expected: set[str], make_shape: Callable) -> None:
     shape = make_shape(qkv_bias=True, **norms)
-    assert set(scaled_tensors(shape)) == wanted
+    assert set(scaled_tensors(shape)) == expected
     names = ["q_proj.weight", "q_proj.bias", "k_proj.weight", "q_norm.weight", "k_norm.weight", "o_proj.weight"]
     tensors = {f"model.layers.0.self_attn.{name}": torch.ones(3, dtype=torch.bfloat16) for name in names}
     for name, tensor in fold(tensors, shape, 1.2).items():
-        if name.removeprefix("model.layers.0.self_attn.") in wanted:
+        if name.removeprefix("model.layers.0.self_attn.") in expected:
             assert torch.equal(tensor, torch.full((3,), 1.2))  # in fp32, not rounded to bfloat16
         else:
             assert tensor is tensors[name]

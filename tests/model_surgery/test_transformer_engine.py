@@ -111,11 +111,11 @@ def test_an_installation_that_does_not_load_is_hidden(error: str, tmp_path: Path
     ask = "from model_surgery.megatron.te import availability; print(availability.find()); "
     use = "from megatron.core.extensions.transformer_engine import HAVE_TE; print(HAVE_TE)"
     message = error.split("'")[1]
-    said = python("-c", with_gpu + ask + use, path=tmp_path)
-    assert f"2.20.2 does not load: {message}" in said and said.endswith("False\n")
+    output = python("-c", with_gpu + ask + use, path=tmp_path)
+    assert f"2.20.2 does not load: {message}" in output and output.endswith("False\n")
     if "cuDNN" in error:
-        said = python("-c", ask, path=tmp_path)  # as it is here
-        assert "2.20.2 does not load: there is no GPU" in said
+        output = python("-c", ask, path=tmp_path)  # as it is here
+        assert "2.20.2 does not load: there is no GPU" in output
         python("-c", "from data_prep.rows import build_rows", path=tmp_path)
 
 

@@ -29,10 +29,10 @@ def test_they_give_the_same_logits(
     layout = Layout.load(model.folder)
     megatron = build_model(layout.shape, position_embedding=position_embedding).eval()
     load_slices(megatron, read_rank(model.folder, layout, 0))
-    wanted = full_logits(megatron, TOKENS)[..., : layout.shape.vocab]
+    expected = full_logits(megatron, TOKENS)[..., : layout.shape.vocab]
     export.run(
         ExportConfig(), layout_dir=model.folder, source=model.source, out_dir=tmp_path / "export", export_check=None
     )
     register_drope()
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()
-    torch.testing.assert_close(logits_of(exported, TOKENS), wanted, rtol=0, atol=2e-5)
+    torch.testing.assert_close(logits_of(exported, TOKENS), expected, rtol=0, atol=2e-5)

@@ -86,12 +86,12 @@ def test_tensors_are_byte_identical_to_the_source(kind: str, exported: dict[str,
         assert torch.equal(got[name].view(torch.uint8), tensor.view(torch.uint8))
 
 
-@pytest.mark.parametrize(("kind", "wanted"), [("none", SmolLM3ForCausalLM), ("rope", LlamaForCausalLM)])
+@pytest.mark.parametrize(("kind", "expected"), [("none", SmolLM3ForCausalLM), ("rope", LlamaForCausalLM)])
 def test_stock_transformers_computes_what_the_source_computes(
-    kind: str, wanted: type, exported: dict[str, Path], tiny_model: Path
+    kind: str, expected: type, exported: dict[str, Path], tiny_model: Path
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(exported[kind]).eval()
-    assert type(model) is wanted
+    assert type(model) is expected
     with torch.inference_mode():
         logits = model(TOKENS, attention_mask=torch.ones_like(TOKENS), use_cache=False).logits
     source = source_logits(tiny_model, TOKENS, identity_rotation=kind == "none")

@@ -48,11 +48,11 @@ def load(folder: Path):
     return AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
 
 
-def check(model, folder: Path, wanted: str, *, rope: bool) -> None:
+def check(model, folder: Path, expected: str, *, rope: bool) -> None:
     """Class, whole weights, logits, cached generation, batches with padding at the left, save and load."""
     loaded, report = load(folder)
     loaded.eval()
-    assert type(loaded).__name__ == wanted
+    assert type(loaded).__name__ == expected
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     layers = list(range(model.shape.layers)) if rope else []
@@ -98,12 +98,12 @@ def test_with_rope_kept(family: str, norms: str, trained: Callable, tmp_path: Pa
     check(model, exported(model, tmp_path / "export"), CONTROLS[family, norms], rope=True)
 
 
-@pytest.mark.parametrize(("family", "wanted"), [("llama", "LlamaForCausalLM"), ("qwen2", "Qwen2ForCausalLM")])
-def test_identity_rope(family: str, wanted: str, trained: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "expected"), [("llama", "LlamaForCausalLM"), ("qwen2", "Qwen2ForCausalLM")])
+def test_identity_rope(family: str, expected: str, trained: Callable, tmp_path: Path) -> None:
     """The same logits to the last bit as the export without a rotation, from the source's own class."""
     model = trained(family, "none")
     folder = exported(model, tmp_path / "identity", format="identity_rope")
-    check(model, folder, wanted, rope=False)
+    check(model, folder, expected, rope=False)
     smollm3, _ = load(exported(model, tmp_path / "auto"))
     assert torch.equal(logits_of(load(folder)[0].eval(), TOKENS), logits_of(smollm3.eval(), TOKENS))
 
@@ -111,11 +111,11 @@ def test_identity_rope(family: str, wanted: str, trained: Callable, tmp_path: Pa
 def test_weights_are_the_sources_and_only_an_output_bias_of_zeros_is_new(trained: Callable, tmp_path: Path) -> None:
     model = trained("qwen2", "per_head")
     saved = load_file(exported(model, tmp_path / "export") / "model-00001.safetensors")
-    wanted = load_file(model.source / "model.safetensors") | model.norms
-    new = {name: tensor for name, tensor in saved.items() if name not in wanted}
+    expected = load_file(model.source / "model.safetensors") | model.norms
+    new = {name: tensor for name, tensor in saved.items() if name not in expected}
     assert set(new) == {f"model.layers.{layer}.self_attn.o_proj.bias" for layer in range(2)}
     assert not any(tensor.any() for tensor in new.values())
-    assert all(torch.equal(saved[name], tensor) for name, tensor in wanted.items())
+    assert all(torch.equal(saved[name], tensor) for name, tensor in expected.items())
 
 
 def test_transformers_4_reads_the_identity_too(trained: Callable, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_mixtures_that_no_class_computes_are_refused(make_shape: Callable) -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "wanted"),
+    ("changes", "expected"),
     [
         ({"model_type": "smollm3", "no_rope_layers": [0, 1, 0]}, [1]),
         ({"model_type": "smollm3", "no_rope_layers": None}, [0, 1, 2]),
@@ -147,8 +147,8 @@ def test_mixtures_that_no_class_computes_are_refused(make_shape: Callable) -> No
         ({"model_type": "qwen2_drope", "attention_type": "k_norm"}, [0, 1, 2]),
     ],
 )
-def test_rotating_layers(changes: dict[str, object], wanted: list[int]) -> None:
-    assert rotating_layers({"num_hidden_layers": 3} | changes) == wanted
+def test_rotating_layers(changes: dict[str, object], expected: list[int]) -> None:
+    assert rotating_layers({"num_hidden_layers": 3} | changes) == expected
 
 
 def test_a_large_theta_is_no_identity() -> None:

@@ -79,11 +79,11 @@ def run_remotely(folder: Path, scratch: Path) -> torch.Tensor:
 @pytest.mark.parametrize(("family", "norms"), [("llama", "full"), ("qwen2", "k_only")])
 def test_remote_code_in_a_fresh_process(family: str, norms: str, drope_export: Callable, tmp_path: Path) -> None:
     model, folder = drope_export(family, norms)
-    wanted = model.logits(TOKENS)
-    torch.testing.assert_close(run_remotely(folder, tmp_path / "first"), wanted, rtol=0, atol=1e-6)
+    expected = model.logits(TOKENS)
+    torch.testing.assert_close(run_remotely(folder, tmp_path / "first"), expected, rtol=0, atol=1e-6)
     saved = tmp_path / "first" / "out-saved"
     assert {"configuration_drope.py", "modeling_drope.py"} <= {path.name for path in saved.iterdir()}
-    torch.testing.assert_close(run_remotely(saved, tmp_path / "second"), wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(run_remotely(saved, tmp_path / "second"), expected, rtol=0, atol=1e-6)
 
 
 def test_registered_it_needs_no_trust_and_saves_its_code(drope_export: Callable, tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ def test_bfloat16(drope_export: Callable) -> None:
     register_drope()
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
-    wanted = model.logits(TOKENS)
-    assert (logits_of(loaded, TOKENS).float() - wanted).abs().max() < 0.05 * wanted.abs().max()
+    expected = model.logits(TOKENS)
+    assert (logits_of(loaded, TOKENS).float() - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 def test_gradients_reach_every_weight(drope_export: Callable) -> None:
@@ -143,13 +143,13 @@ def test_gradients_reach_every_weight(drope_export: Callable) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "wanted"), [(DroPELlamaConfig, DroPELlamaForCausalLM), (DroPEQwen2Config, DroPEQwen2ForCausalLM)]
+    ("config", "expected"), [(DroPELlamaConfig, DroPELlamaForCausalLM), (DroPEQwen2Config, DroPEQwen2ForCausalLM)]
 )
-def test_new_models_begin_as_transformers_begins_them(config: type, wanted: type) -> None:
+def test_new_models_begin_as_transformers_begins_them(config: type, expected: type) -> None:
     """Norms of ones, and matrices of the config's width."""
     register_drope()
     made = AutoModelForCausalLM.from_config(config(**SIZES, attention_type="qk_norm_nope", initializer_range=0.5))
-    assert type(made) is wanted
+    assert type(made) is expected
     attention = made.model.layers[1].self_attn
     assert torch.equal(attention.q_norm.weight, torch.ones(32))
     assert torch.equal(attention.k_norm.weight, torch.ones(16))

@@ -29,9 +29,9 @@ def test_there_and_back(
     convert(SurgeryConfig(tensor_parallel=tensor_parallel), source=source, out_dir=tmp_path / "layout")
     out = tmp_path / "export"
     export.run(ExportConfig(), layout_dir=tmp_path / "layout", source=source, out_dir=out, export_check=None)
-    wanted, got = load_file(source / "model.safetensors"), load_file(out / "model-00001.safetensors")
+    expected, got = load_file(source / "model.safetensors"), load_file(out / "model-00001.safetensors")
     unused = {"q_norm_nope": "k_norm.weight", "k_norm_nope": "q_norm.weight"}.get(attention_type, "no name")
-    kept = {name: tensor for name, tensor in wanted.items() if not name.endswith(unused)}
+    kept = {name: tensor for name, tensor in expected.items() if not name.endswith(unused)}
     zeros = {name for name in got if name.endswith("o_proj.bias")}  # of SmolLM3, for a Qwen2 without norms
     assert len(zeros) == (2 if (family, attention_type) == ("qwen2", "nope") else 0)
     assert got.keys() - zeros == kept.keys()

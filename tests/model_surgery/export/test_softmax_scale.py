@@ -91,9 +91,9 @@ def test_only_the_queries_change_and_the_config_says_so(
     bias = {"q_proj.bias"} if family == "qwen2" else set()
     assert ends == ({"q_proj.weight"} | bias if norms in ("none", "k_only") else {"q_norm.weight"})
     assert all(torch.equal(scaled[name], plain[name] * BETA) for name in changed)
-    said = {"beta": BETA, "apply": "weights"}
-    assert json.loads((folded / "config.json").read_text())["drope"]["softmax_scale"] == said
-    assert load(folded).config.drope["softmax_scale"] == said
+    recorded = {"beta": BETA, "apply": "weights"}
+    assert json.loads((folded / "config.json").read_text())["drope"]["softmax_scale"] == recorded
+    assert load(folded).config.drope["softmax_scale"] == recorded
 
 
 def test_beta_is_multiplied_before_the_cast(trained: Callable, write: Callable) -> None:

@@ -37,14 +37,14 @@ def ids_by_transformers(folder: Path, texts: Sequence[str]) -> list[list[int]]:
 def test_ids_are_those_of_tokenizer_json(where: str, shared_data: Path, stories: list[str], tmp_path: Path) -> None:
     source = shared_data / where
     direct = Tokenizer.from_file(str(source / "tokenizer.json"))
-    wanted = [direct.encode(text, add_special_tokens=False).ids for text in stories]
-    assert len(wanted) == 116
+    expected = [direct.encode(text, add_special_tokens=False).ids for text in stories]
+    assert len(expected) == 116
     folder = export_folder(source, tmp_path / "export")
-    assert ids_by_transformers(folder, stories) == wanted
+    assert ids_by_transformers(folder, stories) == expected
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert [tokenizer(text).input_ids for text in stories] == [direct.encode(text).ids for text in stories]
-    assert [tokenizer.decode(ids) for ids in wanted] == [
-        direct.decode(ids, skip_special_tokens=False) for ids in wanted
+    assert [tokenizer.decode(ids) for ids in expected] == [
+        direct.decode(ids, skip_special_tokens=False) for ids in expected
     ]
 
 
@@ -52,8 +52,8 @@ def test_the_copied_class_would_have_given_others(shared_data: Path, stories: li
     """Why tokenizer_config.json is changed; if this fails, transformers reads tokenizer.json as it is again."""
     source = shared_data / "models" / "tinystories-656k"
     direct = Tokenizer.from_file(str(source / "tokenizer.json"))
-    wanted = [direct.encode(text, add_special_tokens=False).ids for text in stories]
-    assert ids_by_transformers(source, stories) != wanted
+    expected = [direct.encode(text, add_special_tokens=False).ids for text in stories]
+    assert ids_by_transformers(source, stories) != expected
 
 
 def test_all_but_the_class_is_kept(tinystories: Path, tmp_path: Path) -> None:

@@ -23,19 +23,19 @@ def shown(page: Path, width: int, folder: Path) -> tuple[np.ndarray, list[str]]:
     command += [f"--screenshot={picture}", page.resolve().as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line or "Content Security Policy" in line]
-    return np.asarray(Image.open(picture).convert("RGB")), said
+    complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line or "Content Security Policy" in line]
+    return np.asarray(Image.open(picture).convert("RGB")), complaints
 
 
 def pixels_of(picture: np.ndarray, color: str) -> int:
-    wanted = [int(color[place : place + 2], 16) for place in (1, 3, 5)]
-    return int((np.abs(picture.astype(int) - wanted).max(axis=2) < 12).sum())
+    channels = [int(color[place : place + 2], 16) for place in (1, 3, 5)]
+    return int((np.abs(picture.astype(int) - channels).max(axis=2) < 12).sum())
 
 
 @pytest.mark.parametrize("width", [1200, 500])
 def test_plots_can_be_seen_and_nothing_is_complained_of(reported, width: int, tmp_path: Path) -> None:
-    picture, said = shown(reported.folder / "report" / "report.html", width, tmp_path)
-    assert said == []
+    picture, complaints = shown(reported.folder / "report" / "report.html", width, tmp_path)
+    assert complaints == []
     assert picture.shape[1] == width
     for variant in ("rope", "yarn", "drope", "control"):
         assert pixels_of(picture, LOOKS[variant].color) > 100, f"the line of {variant}"

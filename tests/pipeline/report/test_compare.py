@@ -188,7 +188,7 @@ def test_what_cannot_be_compared_is_refused(two: list[Path], tmp_path: Path) -> 
     unfinished.build()
     rope = made(tmp_path / "rope", variants=("rope", "yarn"))
     (tmp_path / "empty").mkdir()
-    for folders, said in (
+    for folders, message in (
         ([two[0]], "two runs or more, not 1"),
         ([two[0], two[0]], "is given twice"),
         ([two[0], tmp_path / "empty"], r"empty: no folder of a run \(it has no recipe.yaml\)"),
@@ -196,11 +196,11 @@ def test_what_cannot_be_compared_is_refused(two: list[Path], tmp_path: Path) -> 
         ([two[0], rope], "rope: no DroPE was scored"),
     ):
         out = tmp_path / "page.html"
-        with pytest.raises(RecipeError, match=said):
+        with pytest.raises(RecipeError, match=message):
             write_comparison(folders, out, REPORT.reported)
         result = CliRunner().invoke(main, ["report", "--compare", *map(str, folders), "--out", str(out)])
         assert result.exit_code == 2 and not out.exists()
-        assert re.fullmatch(rf"drope: .*{said}.*\n", result.stderr)
+        assert re.fullmatch(rf"drope: .*{message}.*\n", result.stderr)
 
 
 def test_the_command_takes_a_recipe_or_folders(two: list[Path], tmp_path: Path) -> None:

@@ -73,8 +73,9 @@ def test_claims_on_needles_and_longbench_are_paired_within_tasks(results) -> Non
     assert {c.ours.context_factor for c in found[LONGBENCH]} == {4}
     (percent,) = {c.number(c.ours.value) for c in found[LONGBENCH]}
     assert percent == f"{100 * found[LONGBENCH][0].ours.value:.1f}"
-    said = [line for line in summary(found, results.chance) if "RULER" in line]
-    assert len(said) == 1 and said[0].startswith("At 4x its context (256 tokens) DroPE with its softmax scale finds")
+    sentences = [line for line in summary(found, results.chance) if "RULER" in line]
+    assert len(sentences) == 1
+    assert sentences[0].startswith("At 4x its context (256 tokens) DroPE with its softmax scale finds")
 
 
 def test_alike_needles_fall_back_to_errors_of_shares(results) -> None:

@@ -58,7 +58,7 @@ def test_the_page_and_its_lineage_show_them(reported) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "line", "said"),
+    ("lines", "line", "problem"),
     [
         ("model,source,variant,task,value", 1, "no column context_factor"),
         (HEADER + ",place", 1, "unknown column place"),
@@ -73,13 +73,13 @@ def test_the_page_and_its_lineage_show_them(reported) -> None:
         (HEADER + "\nm,,yarn,recall,4,0.5", 2, "source is empty"),
     ],
 )
-def test_a_bad_row_is_named_by_its_line(tmp_path: Path, lines: str, line: int, said: str) -> None:
+def test_a_bad_row_is_named_by_its_line(tmp_path: Path, lines: str, line: int, problem: str) -> None:
     path = tmp_path / "published.csv"
     path.write_text(lines, encoding="utf-8")
     with pytest.raises(RecipeError) as caught:
         read_published(path)
     message = str(caught.value)
-    assert message.startswith(f"{path}:{line}: ") and said in message and "\n" not in message
+    assert message.startswith(f"{path}:{line}: ") and problem in message and "\n" not in message
 
 
 def test_a_loss_may_be_above_one_and_a_file_may_be_absent(tmp_path: Path) -> None:
