@@ -2,9 +2,10 @@
 # make test   linters, import contracts and tests; make test-all: further cases of long ones too
 # make trial-cluster, make trial-cluster-stop   a real SLURM of three nodes on this machine, to try drope submit (root, Debian)
 # make lint   linters, import contracts and types; make format mends what can be mended
+# make smollm2   the real model and the text that recipes/smollm2-135m.yaml reads
 # make setup  only the virtual environment .venv; both of the above do it by themselves
 
-.PHONY: demo lint format test test-all quick setup clean trial-cluster trial-cluster-stop
+.PHONY: demo smollm2 lint format test test-all quick setup clean trial-cluster trial-cluster-stop
 
 TRIAL = tests/slurm/trial_cluster/cluster.sh
 
@@ -15,6 +16,9 @@ setup: .venv/ready
 
 demo: .venv/ready
 	.venv/bin/drope demo
+
+smollm2: .venv/ready
+	.venv/bin/python -m recipes.inputs runs/smollm2-135m-inputs
 
 lint: .venv/ready
 	.venv/bin/ruff check .
@@ -27,11 +31,11 @@ format: .venv/ready
 	.venv/bin/ruff format .
 
 test: lint
-	.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
-	.venv/bin/python -m pytest -m "slow and not long" -n 2 --dist loadfile
+	.venv/bin/python -m pytest --check-skips -m "not slow" -n 2 --dist loadfile
+	.venv/bin/python -m pytest --check-skips -m "slow and not long" -n 2 --dist loadfile
 
 test-all: test
-	.venv/bin/python -m pytest -m long -n 2 --dist loadfile
+	.venv/bin/python -m pytest --check-skips -m long -n 2 --dist loadfile
 
 quick: .venv/ready
 	.venv/bin/python -m pytest -m "not slow"

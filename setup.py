@@ -60,6 +60,7 @@ setup(
             "ruff>=0.17",
             "import-linter>=2.16",
             "mypy>=1.18",
+            "gguf>=0.19",
             "types-PyYAML",
             "types-psutil",
             "types-tqdm",

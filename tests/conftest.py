@@ -1,4 +1,4 @@
-"""A tiny random Llama checkpoint with a word-level tokenizer, documents in its words, and real data where there is."""
+"""A tiny random Llama checkpoint with a word-level tokenizer, documents in its words; real models and real text."""
 
 import json
 import os
@@ -10,32 +10,33 @@ from typing import Any
 
 import pytest
 
+from tests import skip_list
+from tests.real_data import (  # noqa: F401
+    extra_data,
+    extra_or_none,
+    real_texts,
+    small_llama,
+    small_model,
+    smollm2,
+    smollm2_two_layers,
+    stories,
+)
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 WORDS = [f"w{number}" for number in range(94)]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    skip_list.add_option(parser)
     parser.addoption(
         "--kills", type=int, metavar="N", help="kill trainings of every kind, N times each (tests/.../test_kills.py)"
     )
 
 
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Real checkpoints, tokenizers and text; they lie beside the repository where the project is developed."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f"no real data at {SHARED_DATA}")
-    return SHARED_DATA
-
-
-@pytest.fixture(scope="session")
-def tinystories(shared_data: Path) -> Path:
-    """A real pretrained Llama of 656k weights: 8 query and 4 KV heads, tied, context 512."""
-    return shared_data / "models" / "tinystories-656k"
+def pytest_configure(config: pytest.Config) -> None:
+    skip_list.register(config)
 
 
 def write_model(folder: Path, model_type: str = "llama", **sizes: object) -> Path:

@@ -1,8 +1,10 @@
-"""Real text and tokenizers for the tests of data_prep; they lie beside the repository, not in it."""
+"""Real text and tokenizers for the tests of data_prep, and files of each format."""
 
 import gzip
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,20 +16,28 @@ import pytest
 import zstandard
 
 
-@pytest.fixture(scope="session")
-def data(shared_data: Path) -> Path:
-    return shared_data
+@pytest.fixture(scope="session", name="stories")
+def _stories(stories: list[str]) -> list[str]:
+    return stories[:400]
 
 
 @pytest.fixture(scope="session")
-def stories(data: Path) -> list[str]:
-    lines = (data / "text" / "tinystories-train.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["text"] for line in lines[:400]]
+def tiny_tokenizer(small_model: Path) -> Path:
+    return small_model
 
 
 @pytest.fixture(scope="session")
-def tiny_tokenizer(data: Path) -> Path:
-    return data / "models" / "tinystories-656k"
+def tokenizer_of(
+    smollm2: Path, small_llama: Path, extra_data: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The folder of a tokenizer by its name: smollm and small for everybody, llama2 and qwen2 of DROPE_TEST_DATA."""
+    smollm = tmp_path_factory.mktemp("smollm")
+    shutil.copy(smollm2 / "tokenizer.json", smollm)
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+    (smollm / "tokenizer_config.json").write_text(json.dumps(settings))
+    folders = {"smollm": smollm, "small": small_llama}
+    return lambda name: folders.get(name) or extra_data(f"tokenizers/{name}")
 
 
 @pytest.fixture(scope="session")

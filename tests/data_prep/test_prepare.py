@@ -56,10 +56,10 @@ def test_shards_hold_exactly_the_documents_each_with_eos(tmp_path, corpus, stori
     assert (shards.eos_id, shards.vocab_size, shards.dtype) == (2, 2048, "uint16")
 
 
-def test_llama2_and_qwen2_end_to_end(tmp_path, corpus, stories, data):
+def test_llama2_and_qwen2_end_to_end(tmp_path, corpus, stories, tokenizer_of):
     for place, vocab, dtype in (("llama2", 32000, numpy.uint16), ("qwen2", 151936, numpy.int32)):
-        tokenizer = load_tokenizer(data / "tokenizers" / place)
-        shards = prepare(tmp_path / place, data / "tokenizers" / place, corpus, vocab=vocab)
+        tokenizer = load_tokenizer(tokenizer_of(place))
+        shards = prepare(tmp_path / place, tokenizer_of(place), corpus, vocab=vocab)
         kept = [text for text in stories if not held_out(text.encode(), 0.1)]
         expected = [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(kept)]
         assert read(tmp_path / place, shards.sources[0].train) == expected

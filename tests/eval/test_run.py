@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def config(shared: Path) -> EvaluationConfig:
+def config(benchmarks: Path) -> EvaluationConfig:
     recall = {
         "samples": 6,
         "needles": 2,
@@ -41,7 +41,7 @@ def config(shared: Path) -> EvaluationConfig:
         softmax_scale_c=0.2,
         loss={"tokens": 2048},
         recall=recall,
-        harness=({"name": "arc", "path": shared / "benchmarks" / "arc_easy.jsonl", "limit": 8},),
+        harness=({"name": "arc", "path": benchmarks / "arc_easy.jsonl", "limit": 8},),
     )
 
 

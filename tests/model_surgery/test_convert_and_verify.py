@@ -135,12 +135,12 @@ def test_comparison_counts_clear_top_1_differences_and_refuses_nan() -> None:
     )
 
 
-def test_tokens_are_text_and_random_ones(tinystories: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_tokens_are_text_and_random_ones(small_llama: Path, tiny_model: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokens, text = verification_tokens(tinystories, read_shape(tinystories), 2000)
+    tokens, text = verification_tokens(small_llama, read_shape(small_llama), 2000)
     assert (tokens.shape, text) == ((2, 512), 512)  # its context
-    assert AutoTokenizer.from_pretrained(tinystories).decode(tokens[0]).startswith("<|start_story|> The lighthouse")
+    assert AutoTokenizer.from_pretrained(small_llama).decode(tokens[0]).startswith("<|start|> The lighthouse")
     assert len(tokens[1].unique()) > 300
     shape = read_shape(tiny_model)
     tokens, text = verification_tokens(tiny_model, shape, 20)
@@ -154,8 +154,8 @@ def test_tokens_are_text_and_random_ones(tinystories: Path, tiny_model: Path, tm
 
 
 @pytest.mark.slow
-def test_a_real_checkpoint_at_tp_2_passes(tinystories: Path, tmp_path: Path) -> None:
-    made = convert.run(SurgeryConfig(tensor_parallel=2), source=tinystories, out_dir=tmp_path)
+def test_a_real_checkpoint_at_tp_3_passes(smollm2_two_layers: Path, tmp_path: Path) -> None:
+    made = convert.run(SurgeryConfig(tensor_parallel=3), source=smollm2_two_layers, out_dir=tmp_path)
     result = made.verification
     assert result.ok
     assert (result.tokens, result.text_tokens, result.tensors, result.layers) == (512, 256, 14, (0, 1))
@@ -292,9 +292,11 @@ def test_one_changed_weight_in_one_layer_is_caught(layout_copy: Path, tiny_model
 
 
 @pytest.mark.usefixtures("megatron_of_one")
-def test_a_right_layout_passes(layouts: dict[int, Path], tiny_model: Path, tinystories: Path, tmp_path: Path) -> None:
-    convert.convert(SurgeryConfig(), source=tinystories, out_dir=tmp_path)
-    for source, folder in ((tiny_model, layouts[1]), (tinystories, tmp_path)):
+def test_a_right_layout_passes(
+    layouts: dict[int, Path], tiny_model: Path, smollm2_two_layers: Path, tmp_path: Path
+) -> None:
+    convert.convert(SurgeryConfig(), source=smollm2_two_layers, out_dir=tmp_path)
+    for source, folder in ((tiny_model, layouts[1]), (smollm2_two_layers, tmp_path)):
         result = verified_here(source, folder)
         assert result.ok
         assert result.comparisons[ROPE].max_difference < 1e-4

@@ -18,6 +18,7 @@ from model_surgery.layout import Layout, read_rank, read_sources
 from model_surgery.qk_norm import initial_norms, with_qk_norm
 from model_surgery.shape import ModelShape, read_shape, shape_from_config, source_position_embedding
 from model_surgery.verification.reference import logits_of, source_logits, whole_model
+from model_surgery.verification.tokens import PASSAGE
 
 NORM = "model.layers.1.self_attn.{}_norm.weight"
 
@@ -149,38 +150,42 @@ def test_spread_is_the_standard_deviation_over_the_keys_a_query_sees(make_shape:
 
 
 @pytest.mark.parametrize("kind", ["full", "per_head"])
-def test_a_calibrated_norm_keeps_the_scale_of_the_logits(kind: str, tinystories: Path, shared_data: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "close"), [("small_llama", 1e-4), ("smollm2_two_layers", 2**-7)], ids=["fp32", "bf16"]
+)
+def test_a_calibrated_norm_keeps_the_scale_of_the_logits(
+    name: str, close: float, kind: str, request: pytest.FixtureRequest
+) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tinystories)
-    lines = (shared_data / "text" / "tinystories-train.jsonl").read_text().splitlines()[:20]
-    ids = [i for line in lines for i in tokenizer(json.loads(line)["text"])["input_ids"]]
-    rows = torch.tensor(ids[: 4 * 512]).view(4, 512)
-    shape = read_shape(tinystories)
-    result = calibrate(tinystories, shape, with_qk_norm(shape, kind, "m"), rows)
+    source = request.getfixturevalue(name)
+    ids = AutoTokenizer.from_pretrained(source)(PASSAGE.read_text(encoding="utf-8")).input_ids
+    rows = torch.tensor(ids[: 2 * 128]).view(2, 128)
+    shape = read_shape(source)
+    result = calibrate(source, shape, with_qk_norm(shape, kind, "m"), rows)
     # The losses are those of the whole model in transformers.
-    model = whole_model(tinystories, shape, identity_rotation=True)
+    model = whole_model(source, shape, identity_rotation=True)
     losses = torch.nn.functional.cross_entropy(logits_of(model, rows)[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
     assert result.loss_without_norm == pytest.approx(losses.item(), abs=1e-5)
     seen: dict[tuple[int, str], torch.Tensor] = {}
     for norms, expected in ((result.norms, result.loss_calibrated), (None, result.loss_with_ones)):
         norms = norms or {name: torch.ones_like(weight) for name, weight in result.norms.items()}
-        model = whole_model(tinystories, shape, identity_rotation=True, norms=norms)
+        model = whole_model(source, shape, identity_rotation=True, norms=norms)
         logits = logits_of(model, rows)
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
         assert expected == pytest.approx(loss.item(), abs=1e-5)
     # In the first layer, whose input no norm has changed, the spread is the one without the norm.
     spreads = []
     for norms in ({}, result.norms):
-        model = whole_model(tinystories, shape, identity_rotation=True, norms=norms)
+        model = whole_model(source, shape, identity_rotation=True, norms=norms)
         for part in "qk":
             projection = getattr(model.model.layers[0].self_attn, f"{part}_proj")
             projection.register_forward_hook(lambda m, i, output, part=part: seen.__setitem__((0, part), output))
         logits_of(model, rows)
         spreads.append(spread(seen[0, "q"], seen[0, "k"], shape).item())
-    assert spreads[1] == pytest.approx(spreads[0], rel=1e-4)
-    # Which is why it is nearer to the model without norm than a norm of ones is.
-    assert abs(result.loss_calibrated - result.loss_without_norm) < abs(
+    assert spreads[1] == pytest.approx(spreads[0], rel=close)  # the norms have the dtype of the source
+    # Which is why it is nearer to the model without norm than a norm of ones is: not where layers are missing.
+    assert name == "smollm2_two_layers" or abs(result.loss_calibrated - result.loss_without_norm) < abs(
         result.loss_with_ones - result.loss_without_norm
     )
 

@@ -76,8 +76,8 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
         read_shape(tmp_path)
 
 
-def test_the_config_is_read_as_transformers_reads_it(tiny_model: Path, tinystories: Path) -> None:
-    for folder in (tiny_model, tinystories):
+def test_the_config_is_read_as_transformers_reads_it(tiny_model: Path, smollm2: Path) -> None:
+    for folder in (tiny_model, smollm2):
         shape, real = read_shape(folder), AutoConfig.from_pretrained(folder)
         assert shape.norm_eps == real.rms_norm_eps
         assert shape.rope_theta == real.rope_parameters["rope_theta"]

@@ -12,44 +12,44 @@ from data_prep.tokenizers.reference import load_tokenizer
 ADVERSARIAL = ["", " ", "\x00\x01\x7f", "é😀e\u0301漢字", "a" * 3000, "tab\there\n\n  two  spaces", "1234567"]
 # place below the shared data, largest id + 1, EOS
 TOKENIZERS = {
-    "tokenizers/smollm": (49152, 0, "<|endoftext|>"),
-    "tokenizers/qwen2": (151646, 151645, "<|im_end|>"),
-    "tokenizers/llama2": (32000, 2, "</s>"),
-    "models/tinystories-656k": (2048, 2, "<|end_story|>"),
+    "smollm": (49152, 0, "<|endoftext|>"),
+    "qwen2": (151646, 151645, "<|im_end|>"),
+    "llama2": (32000, 2, "</s>"),
+    "small": (2048, 2, "<|end|>"),
 }
 
 
 @pytest.fixture(scope="module")
-def texts(data: Path, stories: list[str]) -> list[str]:
-    wikitext = (data / "text" / "wikitext2-test.txt").read_text(encoding="utf-8").splitlines(keepends=True)[:400]
-    return stories[:100] + wikitext + ADVERSARIAL
+def texts(stories: list[str]) -> list[str]:
+    lines = [line for text in stories[100:200] for line in text.splitlines(keepends=True)]
+    return stories[:100] + lines[:400] + ADVERSARIAL
 
 
 @pytest.mark.parametrize("place", TOKENIZERS)
-def test_vocabulary_and_end_of_sequence(data: Path, place: str):
-    tokenizer = load_tokenizer(data / place)
+def test_vocabulary_and_end_of_sequence(tokenizer_of, place: str):
+    tokenizer = load_tokenizer(tokenizer_of(place))
     assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.eos_token) == TOKENIZERS[place]
 
 
-@pytest.mark.parametrize("place", ["tokenizers/smollm", "tokenizers/qwen2", "models/tinystories-656k"])
-def test_ids_equal_transformers(data: Path, texts: list[str], place: str):
-    """TinyStories is read as its file says: AutoTokenizer (5.23) rebuilds a LlamaTokenizer otherwise, without <unk>."""
+@pytest.mark.parametrize("place", ["smollm", "qwen2", "small"])
+def test_ids_equal_transformers(tokenizer_of, texts: list[str], place: str):
+    """The small one is read as its file says: AutoTokenizer (5.23) rebuilds a LlamaTokenizer in another way."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if place == "models/tinystories-656k":
-        reference = PreTrainedTokenizerFast(tokenizer_file=str(data / place / "tokenizer.json"))
+    if place == "small":
+        reference = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_of(place) / "tokenizer.json"))
     else:
-        reference = AutoTokenizer.from_pretrained(data / place)
+        reference = AutoTokenizer.from_pretrained(tokenizer_of(place))
     plain = [text for text in texts if "<unk>" not in text]  # <unk> in WikiText is a special token's name
     assert len(plain) > 300
     expected = [reference.encode(text, add_special_tokens=False) for text in plain]
-    assert load_tokenizer(data / place).encode_batch(plain) == expected
+    assert load_tokenizer(tokenizer_of(place)).encode_batch(plain) == expected
 
 
-def test_ids_equal_sentencepiece(data: Path, texts: list[str]):
+def test_ids_equal_sentencepiece(tokenizer_of, texts: list[str]):
     from sentencepiece import SentencePieceProcessor
 
-    file = data / "tokenizers" / "llama2" / "tokenizer.model"
+    file = tokenizer_of("llama2") / "tokenizer.model"
     reference = SentencePieceProcessor(model_file=str(file))
     ids = load_tokenizer(file).encode_batch(texts)
     assert ids == [[reference.piece_to_id(piece) for piece in reference.encode_as_pieces(text)] for text in texts]
@@ -57,9 +57,9 @@ def test_ids_equal_sentencepiece(data: Path, texts: list[str]):
 
 
 @pytest.mark.parametrize("place", TOKENIZERS)
-def test_special_names_in_text_stay_text(data: Path, place: str):
-    tokenizer = load_tokenizer(data / place)
-    names = {"<|endoftext|>", "<|im_start|>", "<|im_end|>", "</s>", "<s>", "<|start_story|>", tokenizer.eos_token}
+def test_special_names_in_text_stay_text(tokenizer_of, place: str):
+    tokenizer = load_tokenizer(tokenizer_of(place))
+    names = {"<|endoftext|>", "<|im_start|>", "<|im_end|>", "</s>", "<s>", "<|start|>", tokenizer.eos_token}
     texts = [form.format(name) for name in names for form in ("{}", "a{}b", "a {} b", "\n{}\n", "{0}{0}")]
     special = {tokenizer.eos_id}
     if hasattr(tokenizer.backend, "get_added_tokens_decoder"):
@@ -70,8 +70,8 @@ def test_special_names_in_text_stay_text(data: Path, place: str):
 
 
 @pytest.mark.parametrize("place", TOKENIZERS)
-def test_flat_ids_are_the_batch_in_a_row(data: Path, texts: list[str], place: str):
-    tokenizer = load_tokenizer(data / place)
+def test_flat_ids_are_the_batch_in_a_row(tokenizer_of, texts: list[str], place: str):
+    tokenizer = load_tokenizer(tokenizer_of(place))
     tokens, expected = tokenizer.encode_flat(texts), tokenizer.encode_batch(texts)
     assert (tokens.ids.dtype, tokens.offsets.dtype) == (numpy.uint32, numpy.int64)
     assert len(tokens.offsets) == len(texts) + 1 and tokens.offsets[-1] == len(tokens.ids)
@@ -81,28 +81,31 @@ def test_flat_ids_are_the_batch_in_a_row(data: Path, texts: list[str], place: st
 
 
 @pytest.mark.parametrize("place", TOKENIZERS)
-def test_decoded_text_shows_special_tokens(data: Path, place: str):
-    tokenizer = load_tokenizer(data / place)
+def test_decoded_text_shows_special_tokens(tokenizer_of, place: str):
+    tokenizer = load_tokenizer(tokenizer_of(place))
     ids = tokenizer.encode_flat(["One day, a naïve 漢字."]).ids
     text = tokenizer.decode([*ids, tokenizer.eos_id, *ids]).replace("▁", " ")
     assert text.count(tokenizer.eos_token) == 1
     assert [part.strip() for part in text.split(tokenizer.eos_token)] == [tokenizer.decode(ids).strip()] * 2
-    if place != "models/tinystories-656k":  # its vocabulary has no such characters
+    if place != "small":  # its vocabulary has no such characters
         assert tokenizer.decode(ids) == "One day, a naïve 漢字."
 
 
-def test_the_name_tells_the_library_and_its_version(data: Path):
-    assert load_tokenizer(data / "tokenizers" / "smollm").name == f"tokenizers {version('tokenizers')}"
-    assert load_tokenizer(data / "tokenizers" / "llama2").name == f"sentencepiece {version('sentencepiece')}"
+def test_the_name_tells_the_library_and_its_version(tokenizer_of):
+    assert load_tokenizer(tokenizer_of("smollm")).name == f"tokenizers {version('tokenizers')}"
+    assert load_tokenizer(tokenizer_of("llama2")).name == f"sentencepiece {version('sentencepiece')}"
 
 
-def test_special_ids_leave_out_what_text_has_by_right(data: Path):
-    """SmolLM lists U+FFFD, a character of many web pages, among its special tokens; <unk> is for unknown text."""
-    smollm = load_tokenizer(data / "tokenizers" / "smollm")
+def test_special_ids_leave_out_what_text_has_by_right(tokenizer_of, tmp_path: Path):
+    """SmolLM's own file lists U+FFFD, a character of many web pages, as special; <unk> is for unknown text."""
+    content = json.loads((tokenizer_of("smollm") / "tokenizer.json").read_text(encoding="utf-8"))
+    content["added_tokens"].append(content["added_tokens"][0] | {"id": 24211, "content": "\ufffd"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    smollm = load_tokenizer(tmp_path)
     assert smollm.special_ids == set(range(17)) and smollm.eos_token in smollm.special_tokens
     assert smollm.encode_flat(["\ufffd"]).ids.tolist() == [24211]
-    assert load_tokenizer(data / "tokenizers" / "llama2").special_ids == {1, 2}
-    assert load_tokenizer(data / "models" / "tinystories-656k").special_ids == {1, 2}
+    assert load_tokenizer(tokenizer_of("llama2")).special_ids == {1, 2}
+    assert load_tokenizer(tokenizer_of("small")).special_ids == {1, 2}
 
 
 def test_special_ids_of_a_unigram_model(tmp_path: Path):
@@ -116,11 +119,11 @@ def test_special_ids_of_a_unigram_model(tmp_path: Path):
     assert tokenizer.special_ids == {0, 1} and tokenizer.encode_flat(["b"]).ids.tolist() == [2]
 
 
-@pytest.mark.parametrize("place", ["tokenizers/smollm", "tokenizers/qwen2", "models/tinystories-656k"])
-def test_fast_json_is_the_tokenizer_without_its_special_tokens(data: Path, texts: list[str], place: str):
+@pytest.mark.parametrize("place", ["smollm", "qwen2", "small"])
+def test_fast_json_is_the_tokenizer_without_its_special_tokens(tokenizer_of, texts: list[str], place: str):
     from tokenizers import Tokenizer
 
-    tokenizer = load_tokenizer(data / place)
+    tokenizer = load_tokenizer(tokenizer_of(place))
     content = json.loads(tokenizer.fast_json)
     assert not any(token["special"] for token in content["added_tokens"])
     without = Tokenizer.from_str(tokenizer.fast_json)
@@ -128,27 +131,27 @@ def test_fast_json_is_the_tokenizer_without_its_special_tokens(data: Path, texts
     assert [one.ids for one in without.encode_batch_fast(texts)] == tokenizer.encode_batch(texts)
 
 
-def test_a_file_is_as_good_as_its_folder(data: Path):
-    folder = data / "tokenizers" / "smollm"
+def test_a_file_is_as_good_as_its_folder(tokenizer_of):
+    folder = tokenizer_of("smollm")
     by_file, by_folder = load_tokenizer(folder / "tokenizer.json"), load_tokenizer(folder)
     assert (by_file.digest, by_file.eos_id) == (by_folder.digest, by_folder.eos_id)
 
 
-def test_end_of_sequence_without_settings_is_the_well_known_name(data: Path, tmp_path: Path):
-    shutil.copy(data / "tokenizers" / "smollm" / "tokenizer.json", tmp_path)
+def test_end_of_sequence_without_settings_is_the_well_known_name(tokenizer_of, tmp_path: Path):
+    shutil.copy(tokenizer_of("smollm") / "tokenizer.json", tmp_path)
     assert load_tokenizer(tmp_path).eos_token == "<|endoftext|>"
 
 
-def test_digest_follows_the_content(data: Path, tmp_path: Path):
-    shutil.copytree(data / "tokenizers" / "smollm", tmp_path, dirs_exist_ok=True, copy_function=shutil.copyfile)
+def test_digest_follows_the_content(tokenizer_of, tmp_path: Path):
+    shutil.copytree(tokenizer_of("smollm"), tmp_path, dirs_exist_ok=True, copy_function=shutil.copyfile)
     before = load_tokenizer(tmp_path).digest
-    assert before == load_tokenizer(data / "tokenizers" / "smollm").digest
+    assert before == load_tokenizer(tokenizer_of("smollm")).digest
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
     after = load_tokenizer(tmp_path)
     assert after.eos_id == 2 and after.digest != before
 
 
-def _broken_folders(data: Path, tmp_path: Path) -> dict[str, Path]:
+def _broken_folders(tokenizer_of, tmp_path: Path) -> dict[str, Path]:
     made = {name: tmp_path / name for name in ("empty", "json", "model", "merges", "eos", "no_eos", "settings")}
     for folder in made.values():
         folder.mkdir()
@@ -157,10 +160,10 @@ def _broken_folders(data: Path, tmp_path: Path) -> dict[str, Path]:
     (made["merges"] / "vocab.json").write_text("{")
     (made["merges"] / "merges.txt").write_text("a b")
     for name in ("eos", "settings"):
-        shutil.copy(data / "tokenizers" / "smollm" / "tokenizer.json", made[name])
+        shutil.copy(tokenizer_of("smollm") / "tokenizer.json", made[name])
     (made["eos"] / "tokenizer_config.json").write_text('{"eos_token": "<nowhere>"}')
     (made["settings"] / "tokenizer_config.json").write_text("{")
-    content = json.loads((data / "models" / "tinystories-656k" / "tokenizer.json").read_text())
+    content = json.loads((tokenizer_of("small") / "tokenizer.json").read_text())
     (made["no_eos"] / "tokenizer.json").write_text(json.dumps(content))
     return made
 
@@ -178,8 +181,8 @@ def _broken_folders(data: Path, tmp_path: Path) -> dict[str, Path]:
         ("settings", "not JSON"),
     ],
 )
-def test_bad_tokenizers_are_refused(data: Path, tmp_path: Path, name: str, says: str):
-    _broken_folders(data, tmp_path)
+def test_bad_tokenizers_are_refused(tokenizer_of, tmp_path: Path, name: str, says: str):
+    _broken_folders(tokenizer_of, tmp_path)
     with pytest.raises(DataError, match=says) as caught:
         load_tokenizer(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)

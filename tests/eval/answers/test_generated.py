@@ -33,12 +33,10 @@ def item(text: str, place: int) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def longbench(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("longbench")
-    lines = (shared / "text" / "tinystories-validation.jsonl").read_text().splitlines()
-    stories = [json.loads(line)["text"] for line in lines]
+def longbench(stories: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, held_out = tmp_path_factory.mktemp("longbench"), stories[400:]
     for name in ("multifieldqa_en", "lcc"):
-        texts = [" ".join(stories[3 * number : 3 * number + 1 + 2 * number]) for number in range(4)]
+        texts = [" ".join(held_out[3 * number : 3 * number + 1 + 2 * number]) for number in range(4)]
         items = [json.dumps(item(text, 40)) for text in texts]
         (folder / f"{name}.jsonl").write_text("\n".join(items) + "\n")
     return folder

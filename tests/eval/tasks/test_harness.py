@@ -44,9 +44,9 @@ def run(model: LlamaForCausalLM, tokenizer: object, task: HarnessTask) -> dict[s
 
 @pytest.mark.parametrize("suffix", ["", "\nAnswer:"])
 def test_arc_easy_equals_our_own_computation(
-    shared: Path, model: LlamaForCausalLM, tokenizer: object, suffix: str
+    benchmarks: Path, model: LlamaForCausalLM, tokenizer: object, suffix: str
 ) -> None:
-    path = shared / "benchmarks" / "arc_easy.jsonl"
+    path = benchmarks / "arc_easy.jsonl"
     scores = run(model, tokenizer, HarnessTask(name="arc_easy", path=path, limit=40, suffix=suffix))
     right, right_norm = [], []
     for line in path.read_text().splitlines()[:40]:
@@ -61,8 +61,8 @@ def test_arc_easy_equals_our_own_computation(
     assert 0 < scores["acc"].value < 1
 
 
-def test_winogrande_compares_contexts(shared: Path, model: LlamaForCausalLM, tokenizer: object) -> None:
-    path = shared / "benchmarks" / "winogrande.jsonl"
+def test_winogrande_compares_contexts(benchmarks: Path, model: LlamaForCausalLM, tokenizer: object) -> None:
+    path = benchmarks / "winogrande.jsonl"
     scores = run(model, tokenizer, HarnessTask(name="winogrande", path=path, limit=20))
     right = []
     for line in path.read_text().splitlines()[:20]:
@@ -139,7 +139,7 @@ def test_bad_file_is_refused_with_its_line(tmp_path: Path, content: str | None, 
         read_items(HarnessTask(name="task", path=path))
 
 
-def test_more_examples_than_items_are_refused(shared: Path) -> None:
-    path = shared / "benchmarks" / "arc_easy.jsonl"
+def test_more_examples_than_items_are_refused(benchmarks: Path) -> None:
+    path = benchmarks / "arc_easy.jsonl"
     with pytest.raises(EvaluationError, match="num_fewshot = 3 with 3 items"):
         read_items(HarnessTask(name="arc_easy", path=path, limit=3, num_fewshot=3))

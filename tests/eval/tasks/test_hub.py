@@ -51,8 +51,8 @@ for name in ("piqa", "hellaswag"):
 
 
 @pytest.fixture(scope="module")
-def items(shared: Path) -> list[dict]:
-    lines = (shared / "benchmarks" / "arc_easy.jsonl").read_text().splitlines()[:ITEMS]
+def items(benchmarks: Path) -> list[dict]:
+    lines = (benchmarks / "arc_easy.jsonl").read_text().splitlines()[:ITEMS]
     return [json.loads(line) for line in lines]
 
 

@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,29 +23,43 @@ NEEDLE = re.compile(r"One of the special magic (?:numbers|uuids|words) for (.+?)
 
 
 @pytest.fixture(scope="module")
-def essays(shared: Path) -> tuple[str, ...]:
-    return read_essays(shared / "text" / "wikitext2-valid.txt")
+def essays(
+    real_texts: list[str], extra_or_none: Callable[[str], Path | None], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, ...]:
+    """WikiText-2 where it is there, else the first sentences of docstrings."""
+    if (wikitext := extra_or_none("text/wikitext2-valid.txt")) is not None:
+        return read_essays(wikitext)
+    path = tmp_path_factory.mktemp("essays") / "essays.txt"
+    summaries = (" ".join(text.split("\n\n")[0].split()) for text in real_texts)
+    path.write_text("\n\n".join(summaries), encoding="utf-8")
+    return read_essays(path)
 
 
 @pytest.fixture(scope="module")
-def encoders(shared: Path) -> dict[str, Callable[[str], list[int]]]:
+def encoder_of(
+    small_model: Path, smollm2: Path, extra_data: Callable[[str], Path]
+) -> Callable[[str], Callable[[str], list[int]]]:
     from transformers import AutoTokenizer
 
-    names = {"tinystories": "models/tinystories-656k", "smollm": "tokenizers/smollm", "llama2": "tokenizers/llama2"}
-    return {name: AutoTokenizer.from_pretrained(shared / path).encode for name, path in names.items()}
+    @cache
+    def encoder(name: str) -> Callable[[str], list[int]]:
+        folder = {"small": small_model, "smollm2": smollm2}.get(name) or extra_data(f"tokenizers/{name}")
+        return AutoTokenizer.from_pretrained(folder).encode
+
+    return encoder
 
 
 @pytest.fixture(scope="module")
-def encode(encoders: dict[str, Callable[[str], list[int]]]) -> Callable[[str], list[int]]:
-    return encoders["smollm"]
+def encode(encoder_of: Callable[[str], Callable[[str], list[int]]]) -> Callable[[str], list[int]]:
+    return encoder_of("smollm2")
 
 
-@pytest.mark.parametrize("tokenizer", ["tinystories", "smollm", "llama2"])
+@pytest.mark.parametrize("tokenizer", ["small", "smollm2", "llama2"])
 @pytest.mark.parametrize("name", NIAH_TASKS)
 def test_samples_fill_the_length_and_never_exceed_it(
-    name: NiahTask, tokenizer: str, essays: tuple[str, ...], encoders: dict[str, Callable[[str], list[int]]]
+    name: NiahTask, tokenizer: str, essays: tuple[str, ...], encoder_of: Callable[[str], Callable[[str], list[int]]]
 ) -> None:
-    encode, config = encoders[tokenizer], NiahConfig(samples=8, new_tokens=64)
+    encode, config = encoder_of(tokenizer), NiahConfig(samples=8, new_tokens=64)
     samples = draw_samples(name, config, essays, encode, 1000, seed=0)
     lengths = [len(encode(f"{sample.prompt} {sample.prefix}")) for sample in samples]
     assert lengths == [len(sample.tokens) for sample in samples], "the whole text is tokenized, not pieces of it"
@@ -180,12 +195,12 @@ def ruler() -> object:
     ],
 )
 def test_samples_are_like_those_of_lm_eval(
-    name: NiahTask, kind: str, key: str, value: str, ruler: object, shared: Path
+    name: NiahTask, kind: str, key: str, value: str, ruler: object, smollm2: Path
 ) -> None:
     from lm_eval.tasks.ruler.niah_utils import TEMPLATE
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "smollm")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
     theirs = ruler.generate_samples(
         ruler.get_haystack(type_haystack=kind),
         TOKENIZER=tokenizer,

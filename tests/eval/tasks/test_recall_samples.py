@@ -96,28 +96,30 @@ def test_real_tokenizer_exact_length_and_readable(
     assert samples.tokens.shape == (20, length)
     assert (samples.tokens[:, 0] == tokenizer.bos_token_id).all()
     for row, start, key, value in zip(samples.tokens, samples.answer_starts, samples.keys, samples.values, strict=True):
-        assert tokenizer.decode(row[start:].tolist()).strip().removeprefix("a ") == value
+        assert tokenizer.decode(row[start:].tolist()).strip().removeprefix("is ").removeprefix("a ") == value
         decoded = tokenizer.decode(row.tolist()).strip()
         assert decoded.endswith(f"The toy of {key} is a {value}")
         assert decoded.count(f"The toy of {key} is a {value}") == 2
 
 
-@pytest.mark.parametrize("name", ["tinystories", "smollm"])
-def test_question_and_answer_are_the_whole_text(shared: Path, source: Path, name: str) -> None:
-    """TinyStories' tokenizer has merges across words ("a big"): then the shared token is the answer's."""
-    if name == "tinystories":
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    else:
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(shared / "tokenizers" / "smollm" / "tokenizer.json"))
+@pytest.mark.parametrize("name", ["small", "smollm2"])
+def test_question_and_answer_are_the_whole_text(source: Path, smollm2: Path, name: str) -> None:
+    """The small model's tokenizer has merges across words ("is a"): where one is cut, it is the answer's."""
+    tokenizer = AutoTokenizer.from_pretrained(source if name == "small" else smollm2)
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
+    def joined_with(value: str) -> str:
+        if source.name == "tinystories-656k":
+            return "a " if value == "big blue boat" else ""
+        return "is a "
+
     for value in ("ball", "big blue boat", "7", "4812"):
         for asked in ("The toy is a", "The toy is a ", "Toy:\n"):
             question, answer = split_answer(encode, asked, value)
-            shared_word = "a " if name == "tinystories" and value == "big blue boat" and "is a" in asked else ""
-            assert tokenizer.decode(answer).strip() == shared_word + value
+            of_both = joined_with(value) if name == "small" and "is a" in asked else ""
+            assert tokenizer.decode(answer).strip() == of_both + value
             space = asked[len(asked.rstrip()) :] or " "
             assert [*question, *answer] == encode(asked.rstrip() + space + value)
 

@@ -113,9 +113,9 @@ def tuning_of(models: Models, tokens: int = 4096, **settings: object) -> Tuning:
     return prepare_tuning(config, models, tokens=tokens, samples=2, head_length=2 * C)
 
 
-def test_trained_on_text_and_checked_on_what_follows_it(models: Models, tmp_path: Path) -> None:
-    tuning = tuning_of(models)
-    model = load_model(tuning, models, 2)
+def test_trained_on_text_and_checked_on_what_follows_it(trained_models: Models, tmp_path: Path) -> None:
+    tuning = tuning_of(trained_models)
+    model = load_model(tuning, trained_models, 2)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trained = train_heads(tuning, model, factor=2, start=0.9, steps=6, learning_rate=0.1)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
@@ -125,7 +125,7 @@ def test_trained_on_text_and_checked_on_what_follows_it(models: Models, tmp_path
         2 * C,
     )
     assert trained.losses[-1] < trained.losses[0]
-    text = read_tokens(open_prefixes(models.validation), 10**6)[len(tuning.inputs.tokens) :]
+    text = read_tokens(open_prefixes(trained_models.validation), 10**6)[len(tuning.inputs.tokens) :]
     first = np.stack([text[start : start + 1025] for start in (0, 1024)])  # 2048 tokens at a time
     scale_queries(model, 0.9)
     assert trained.losses[0] == pytest.approx(token_losses(model, first, 2048).mean(), abs=1e-5)
@@ -133,7 +133,7 @@ def test_trained_on_text_and_checked_on_what_follows_it(models: Models, tmp_path
     unseen = np.stack([text[start : start + 1025] for start in range(4097, 4097 + 4096, 1024)])
     assert check.on == "text" and check.rows == 4
     assert check.before == pytest.approx(token_losses(model, unseen, 2048).mean(), abs=1e-5)
-    plain = load_model(tuning, models, 2)
+    plain = load_model(tuning, trained_models, 2)
     with scaled_heads(plain, torch.tensor(trained.scales)):
         assert check.after == pytest.approx(token_losses(plain, unseen, 2048).mean(), abs=1e-5)
     assert check.after < check.before

@@ -1,6 +1,8 @@
-"""The recipe of a real pretrained checkpoint, through every stage at TP 2, shortened to 25 steps."""
+"""The recipes of real pretrained checkpoints through every stage, shortened to a few steps."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,17 @@ SHORT = (
 )
 
 
-def test_tinystories_through_all_stages(shared_data: Path, tmp_path: Path, drope: Any) -> None:
+def test_tinystories_through_all_stages(extra_data: Callable[[str], Path], tmp_path: Path, drope: Any) -> None:
     recipe = ROOT / "recipes" / "tinystories-656k.yaml"
-    result = drope("run", recipe, f"runs_dir={tmp_path}", *SHORT, cwd=ROOT, timeout=590)
+    local = [
+        f"model.path={extra_data('models/tinystories-656k')}",
+        f"data.sources.0={{path: {extra_data('text/tinystories-train.jsonl')}, split: train}}",
+        f"data.sources.1={{path: {extra_data('text/tinystories-validation.jsonl')}, split: validation}}",
+        "data.tokens=null",
+        f"evaluation.harness.0.path={extra_data('benchmarks/arc_easy.jsonl')}",
+        f"evaluation.harness.1.path={extra_data('benchmarks/piqa.jsonl')}",
+    ]
+    result = drope("run", recipe, f"runs_dir={tmp_path}", *local, *SHORT, cwd=ROOT, timeout=590)
     assert result.returncode == 0, result.stderr
     run = tmp_path / "tinystories-656k"
     facts = {path.parent.name: Manifest.load(path.parent).facts for path in run.glob("*/manifest.json")}
@@ -46,3 +56,35 @@ def test_tinystories_through_all_stages(shared_data: Path, tmp_path: Path, drope
     assert 0 <= found["drope", "arc_easy", 1] <= 1
     page = (run / "report" / "report.html").read_text()
     assert "DroPE on TinyStories-656K" in page and page.count("<svg") >= 3
+
+
+def test_two_layers_of_smollm2_through_all_stages(
+    smollm2_two_layers: Path, real_texts: list[str], tmp_path: Path, drope: Any
+) -> None:
+    """recipes/smollm2-135m.yaml with fewer layers and steps, at TP 3, the one its 9 query and 3 KV heads divide by."""
+    model = Path(shutil.copytree(smollm2_two_layers, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 128}))
+    for name, texts in (("train", real_texts[:300]), ("validation", real_texts[300:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    changes = [
+        f"runs_dir={tmp_path / 'runs'}",
+        f"model.path={model}",
+        f"data.sources.0.path={tmp_path / 'train.jsonl'}",
+        f"data.sources.1.path={tmp_path / 'validation.jsonl'}",
+        "data.row_length=128",
+        "surgery.tensor_parallel=3",
+        "recalibration.tokens=2048",
+        "recalibration.validation_every=4",
+        "evaluation.loss.tokens=512",
+        "evaluation.niah=null",
+    ]
+    result = drope("run", ROOT / "recipes" / "smollm2-135m.yaml", *changes, cwd=ROOT, timeout=590)
+    assert result.returncode == 0, result.stderr
+    run = tmp_path / "runs" / "smollm2-135m"
+    facts = {path.parent.name: Manifest.load(path.parent).facts for path in run.glob("*/manifest.json")}
+    assert facts["surgery"]["verification"]["comparisons"]["with RoPE"]["top1_agreement"] > 0.99
+    before, after = (facts["recalibration"][f"validation_loss_{when}"] for when in ("before", "after"))
+    assert after < before - 0.5
+    assert facts["export"]["drope"]["mean_difference"] < 1e-3
+    assert "DroPE on SmolLM2-135M" in (run / "report" / "report.html").read_text()
