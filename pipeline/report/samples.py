@@ -37,7 +37,7 @@ def files_of(config: EvaluationConfig, family: Family, task: str) -> list[str]:
         text = ["data"] if config.recall and config.recall.haystack == "text" else []
         return [*text, *(f"recall {name}" for name in words_from_files(config, family))]
     if family == "niah":
-        return ["essays"] if TASKS[task].haystack == "essays" else []  # type: ignore[index]
+        return ["essays"] if TASKS[task].haystack == "essays" else []
     return [f"task {task}"]
 
 
