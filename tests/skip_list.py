@@ -85,18 +85,14 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
 
 
 def add_option(parser: pytest.Parser) -> None:
+    parser.addoption("--check-skips", action="store_true", help="fail if a test skips unexpectedly; on where CI=true")
     parser.addoption(
-        "--check-skips",
-        nargs="?",
-        const=EXPECTED_SKIPS,
-        type=Path,
-        metavar="FILE",
-        help="fail if a test skips that FILE (tests/expected-skips.txt) does not name; on where CI=true",
+        "--expected-skips", type=Path, metavar="FILE", default=EXPECTED_SKIPS, help="instead of %(default)s"
     )
 
 
 def register(config: pytest.Config) -> None:
     """Watches the skips where asked to, or where CI=true; the processes of pytest-xdist leave it to their master."""
-    path = config.getoption("check_skips") or (EXPECTED_SKIPS if os.environ.get("CI") == "true" else None)
-    if path is not None and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(SkipList(path), "skip-list")
+    asked = config.getoption("check_skips") or os.environ.get("CI") == "true"
+    if asked and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(SkipList(config.getoption("expected_skips")), "skip-list")

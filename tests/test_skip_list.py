@@ -46,7 +46,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 
 def run(project: pytest.Pytester, listed: str, *options: str) -> pytest.RunResult:
     (project.path / "skips.txt").write_text(listed)
-    return project.runpytest("--check-skips", "skips.txt", "-p", "no:cacheprovider", *options)
+    return project.runpytest("--check-skips", "--expected-skips", "skips.txt", "-p", "no:cacheprovider", *options)
 
 
 def test_what_is_listed_may_skip(project: pytest.Pytester) -> None:
@@ -109,6 +109,6 @@ def test_a_line_without_a_reason_is_refused(project: pytest.Pytester, line: str)
 
 
 def test_a_list_that_is_not_there_is_refused(project: pytest.Pytester) -> None:
-    result = project.runpytest("--check-skips", "nowhere.txt", "-p", "no:cacheprovider")
+    result = project.runpytest("--check-skips", "--expected-skips", "nowhere.txt", "-p", "no:cacheprovider")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*nowhere.txt: No such file or directory*"])

@@ -51,12 +51,12 @@ def test_every_task_makes_the_same_plan(tmp_path, config, tokenizer):
 
 
 def test_a_budget_cuts_only_the_files_that_it_needs(tmp_path, config, tokenizer):
-    """The stories have about a token for every four bytes of their text."""
+    """The texts have about a token for every three or four bytes."""
     few = load_or_make(tmp_path, config.model_copy(update={"tokens": 12_000}), tokenizer).sources[0]
     assert len(few.files) == 20 and 2 <= few.cut <= 6
     expected = few.tokens_per_byte * few.text_bytes
     assert 12_000 <= expected <= 12_000 + 2 * 20 * 300
-    assert 0.15 < few.tokens_per_byte < 0.35
+    assert 0.15 < few.tokens_per_byte < 0.45
 
 
 def test_settings_that_change_no_shard_change_no_plan(config, tokenizer):
