@@ -148,7 +148,7 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-_worker: dict[str, Any] = {}
+_worker: dict[str, Any] = {}  # of this worker process: an initializer has no other place to leave what it loads
 
 
 def _start(tokenizer: Path, check_fraction: float, counters: Any, parent: int) -> None:

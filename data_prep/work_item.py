@@ -24,7 +24,7 @@ class PieceRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    made_from: str = Field(description="digest of the settings and of the part of the file that it was made from")
+    made_from: str = Field(description="digest of the settings and of the range of the file that it was made from")
     counts: Counts
     text_bytes: int = Field(description="UTF-8 bytes of the text encoded")
     eos_tokens: int = Field(description="EOS ids in the shards")

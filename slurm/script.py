@@ -61,7 +61,7 @@ def _of_resources(resources: Resources) -> dict[str, str]:
         "nodes": str(nodes) if fewest == nodes else f"{fewest}-{nodes}",
         # With a number of tasks SLURM gives the fewest nodes that hold them, without one as many as there are.
         "ntasks-per-node": "1" if fewest == nodes else None,
-        "cpus-per-task": resources.cpus and str(resources.cpus),
+        "cpus-per-task": None if resources.cpus is None else str(resources.cpus),
         "mem": resources.memory,
     }
     if resources.gpus:

@@ -101,7 +101,7 @@ class Passages:
             end = self._buffer.find(b"\n", begin)
             return None if end < 0 else (end, end + 1)
         match = self._separator.end.search(self._buffer, begin)
-        return match and match.span()
+        return match.span() if match else None
 
     def _skip_gap(self) -> None:
         if self._separator.gap is None:

@@ -10,8 +10,8 @@ import xxhash
 
 from data_prep.errors import DataError
 from data_prep.tokenizers.adversarial import adversarial_texts
-from data_prep.tokenizers.fast import BACKENDS, FastBackend, Unavailable, first_line, is_failure, load_fast
-from data_prep.tokenizers.reference import Tokenizer
+from data_prep.tokenizers.fast import BACKENDS, FastBackend, Unavailable, is_failure, load_fast
+from data_prep.tokenizers.reference import Tokenizer, first_line
 from data_prep.tokenizers.tokens import Tokens
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy
 
 from data_prep.tokenizers.digits import is_disputed, merge_digits
-from data_prep.tokenizers.reference import Tokenizer
+from data_prep.tokenizers.reference import Tokenizer, first_line
 from data_prep.tokenizers.tokens import Tokens, flat, join
 from foundation.install import install_hint
 
@@ -156,7 +156,3 @@ def load_fast(name: str, reference: Tokenizer) -> FastBackend:
 def is_failure(error: BaseException) -> bool:
     """Whether a library failed, as opposed to somebody stopping the process; a panic in Rust is no Exception."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -145,7 +145,7 @@ def _from_tokenizer_json(file: Path) -> HuggingFaceTokenizer:
     try:
         backend = HuggingFaceBackend.from_file(str(file))
     except Exception as error:  # the library raises bare Exception for every malformed file
-        raise DataError(f"tokenizer {file}: cannot be read ({_first_line(error)})") from error
+        raise DataError(f"tokenizer {file}: cannot be read ({first_line(error)})") from error
     return _wrap(backend, file.parent, (file.name, *SETTINGS))
 
 
@@ -155,7 +155,7 @@ def _from_vocabulary_and_merges(folder: Path) -> HuggingFaceTokenizer:
     try:
         backend = AutoTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise DataError(f"tokenizer {folder}: transformers cannot build it ({_first_line(error)})") from error
+        raise DataError(f"tokenizer {folder}: transformers cannot build it ({first_line(error)})") from error
     return _wrap(backend, folder, ("vocab.json", "merges.txt", *SETTINGS))
 
 
@@ -200,7 +200,7 @@ def _from_sentencepiece(file: Path) -> SentencePieceTokenizer:
     try:
         backend = SentencePieceProcessor(model_file=str(file))
     except (RuntimeError, OSError) as error:
-        raise DataError(f"tokenizer {file}: not a SentencePiece model ({_first_line(error)})") from error
+        raise DataError(f"tokenizer {file}: not a SentencePiece model ({first_line(error)})") from error
     if backend.eos_id() < 0:
         raise DataError(f"tokenizer {file}: it has no end-of-sequence piece; train it with one (eos_id)")
     special = [i for i in range(backend.get_piece_size()) if backend.is_control(i) or backend.is_unknown(i)]
@@ -237,7 +237,7 @@ def _read_json(file: Path) -> dict:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{file}: not JSON ({_first_line(error)})") from error
+        raise DataError(f"{file}: not JSON ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise DataError(f"{file}: holds a {type(content).__name__}, not an object")
     return content
@@ -253,5 +253,6 @@ def _digest(folder: Path, names: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, its first line; its class where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -96,10 +96,10 @@ def test_rows_are_those_of_stock_megatron_over_one_merged_shard(
     train, held = stock_rows(tmp_path, shards, train_rows)
     rows = build_rows(shards, tmp_path, train_rows=train_rows, validation_rows=None, cache_dir=tmp_path / "cache")
     assert len(rows.train) == train_rows and len(rows.validation) == len(held)
-    for mine, theirs, count in ((rows.train, train, train_rows), (rows.validation, held, len(held))):
+    for ours, theirs, count in ((rows.train, train, train_rows), (rows.validation, held, len(held))):
         for index in range(count):
-            row, wanted = mine[index], theirs[index]
-            assert all(torch.equal(row[key], wanted[key]) for key in ("tokens", "labels"))
+            row, expected = ours[index], theirs[index]
+            assert all(torch.equal(row[key], expected[key]) for key in ("tokens", "labels"))
 
 
 @pytest.fixture

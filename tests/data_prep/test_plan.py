@@ -45,8 +45,8 @@ def tokenizer(tiny_tokenizer: Path):
 def test_every_task_makes_the_same_plan(tmp_path, config, tokenizer):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        made = load_or_make(tmp_path / name, config, tokenizer)
-        assert load(tmp_path / name / FILE_NAME) == made
+        plan = load_or_make(tmp_path / name, config, tokenizer)
+        assert load(tmp_path / name / FILE_NAME) == plan
     assert (tmp_path / "a" / FILE_NAME).read_bytes() == (tmp_path / "b" / FILE_NAME).read_bytes()
 
 

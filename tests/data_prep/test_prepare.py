@@ -87,12 +87,12 @@ def test_the_rows_are_made_of_the_documents(tmp_path, corpus, stories, tiny_toke
     documents = {tuple(ids) for ids in read(tmp_path / "out", split)}
     count = (split.tokens - 1) // 512
     rows = build_rows(shards, tmp_path / "out", train_rows=count, validation_rows=1, cache_dir=tmp_path / "cache")
-    found = set()
+    segments = set()
     for number in range(count):
         ids = rows.train[number]["tokens"].numpy()
         ends = numpy.flatnonzero(ids == shards.eos_id) + 1
-        found |= {tuple(ids[start:end].tolist()) for start, end in pairwise(ends)}
-    assert len(found) > count and found <= documents
+        segments |= {tuple(ids[start:end].tolist()) for start, end in pairwise(ends)}
+    assert len(segments) > count and segments <= documents
 
 
 def test_same_inputs_same_bytes(tmp_path, corpus, tiny_tokenizer):
@@ -122,8 +122,8 @@ def test_no_document_is_in_both_parts_even_over_sources(tmp_path, stories, tiny_
     shards = prepare(tmp_path / "out", tiny_tokenizer, one, two)
     splits = {"train": set(), "validation": set()}
     for source in shards.sources:
-        for name, found in splits.items():
-            found |= set(map(tuple, read(tmp_path / "out", getattr(source, name))))
+        for name, documents in splits.items():
+            documents |= set(map(tuple, read(tmp_path / "out", getattr(source, name))))
     assert splits["train"] and splits["validation"] and not splits["train"] & splits["validation"]
 
 

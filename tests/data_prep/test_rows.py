@@ -32,8 +32,8 @@ shards = ShardSet.load(folder)
 for turn in range(2):
     rows = build_rows(shards, folder, train_rows=500, validation_rows=None, cache_dir=folder / "cache")
     assert distributed.is_initialized()
-found = [torch.stack([row["tokens"] for row in split]) for split in (rows.train, rows.validation)]
-torch.save(found, folder / f"rank{rank}.pt")
+tensors = [torch.stack([row["tokens"] for row in split]) for split in (rows.train, rows.validation)]
+torch.save(tensors, folder / f"rank{rank}.pt")
 distributed.barrier()
 """
 
@@ -87,17 +87,17 @@ def test_one_epoch_is_the_documents_joined_and_cut(tmp_path: Path, make_shards, 
     split = shards.sources[0].train
     expected = reference_rows(documents_of(split, tmp_path), length, SEED)
     rows = build(shards, tmp_path, len(expected), row_length=length)
-    found = []
+    built = []
     for row in rows.train:
         assert row["tokens"].shape == row["labels"].shape == (length,)
         assert row["tokens"].dtype == row["labels"].dtype == torch.int64
         assert torch.equal(row["tokens"][1:], row["labels"][:-1])
-        found.append((*row["tokens"].tolist(), int(row["labels"][-1])))
-    assert sorted(found) == sorted(expected)
-    assert found != expected  # the rows are shuffled, too
+        built.append((*row["tokens"].tolist(), int(row["labels"][-1])))
+    assert sorted(built) == sorted(expected)
+    assert built != expected  # the rows are shuffled, too
     held = documents_of(shards.sources[0].validation, tmp_path)
-    found = [(*row["tokens"].tolist(), int(row["labels"][-1])) for row in rows.validation]
-    assert sorted(found) == sorted(reference_rows(held, length, SEED))
+    built = [(*row["tokens"].tolist(), int(row["labels"][-1])) for row in rows.validation]
+    assert sorted(built) == sorted(reference_rows(held, length, SEED))
 
 
 def test_rows_end_where_asked(tmp_path: Path, make_shards):
@@ -137,20 +137,20 @@ def test_order_is_that_of_seed_and_content(tmp_path: Path, make_shards):
 def test_index_files_fit_shards_that_were_moved(tmp_path: Path, make_shards):
     shards = make_shards(tmp_path / "one", (2.0, 1.0), shards=3)
     first = tokens(build(shards, tmp_path / "one", 100, cache_dir=tmp_path / "cache").train)
-    found = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
     shutil.move(tmp_path / "one", tmp_path / "two")
     again = tokens(build(ShardSet.load(tmp_path / "two"), tmp_path / "two", 100, cache_dir=tmp_path / "cache").train)
     assert torch.equal(first, again)
-    assert found == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
-    assert not any(b"one" in path.read_bytes() for path in found if path.suffix == ".txt")
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+    assert not any(b"one" in path.read_bytes() for path in before if path.suffix == ".txt")
 
 
 def test_rows_say_where_documents_begin(tmp_path: Path, make_shards):
     """By hand: documents of one row are numbered from 0, an EOS is of the document that it ends."""
-    found = borders(torch.tensor([7, 8, 0, 5, 0, 9, 9, 0]), eos_id=0)
-    assert found["documents"].tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
-    assert found["counted"].tolist() == [True, True, False, True, False, True, True, False]
-    assert (found["documents"].dtype, found["counted"].dtype) == (torch.int32, torch.bool)
+    marks = borders(torch.tensor([7, 8, 0, 5, 0, 9, 9, 0]), eos_id=0)
+    assert marks["documents"].tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert marks["counted"].tolist() == [True, True, False, True, False, True, True, False]
+    assert (marks["documents"].dtype, marks["counted"].dtype) == (torch.int32, torch.bool)
     shards = make_shards(tmp_path, (2.0, 1.0))
     plain, masked = build(shards, tmp_path, 100), build(shards, tmp_path, 100, mask_documents=True)
     for without, row in zip([*plain.train, *plain.validation], [*masked.train, *masked.validation], strict=True):
@@ -166,9 +166,9 @@ def test_rows_say_where_documents_begin(tmp_path: Path, make_shards):
 def test_the_option_to_mask_needs_no_index_files_of_its_own(tmp_path: Path, make_shards):
     shards = make_shards(tmp_path, (1.0,))
     build(shards, tmp_path, 100)
-    found = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
     build(shards, tmp_path, 100, mask_documents=True)
-    assert found == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
 
 
 def test_order_within_one_epoch_does_not_depend_on_train_rows(tmp_path: Path, make_shards):
@@ -264,8 +264,8 @@ def test_all_processes_of_a_group_see_the_rows_of_a_single_one(tmp_path: Path, m
     single = build(shards, tmp_path, 500, cache_dir=tmp_path / "single")
     expected = [tokens(single.train), tokens(single.validation)]
     for rank in range(world):
-        found = torch.load(tmp_path / f"rank{rank}.pt")
-        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+        of_rank = torch.load(tmp_path / f"rank{rank}.pt")
+        assert all(torch.equal(one, other) for one, other in zip(of_rank, expected, strict=True))
 
 
 def test_building_is_silent(tmp_path: Path, make_shards, caplog, capfd, recwarn):

@@ -57,9 +57,9 @@ def fingerprint(folder: Path) -> dict[str, str]:
 @pytest.fixture
 def expected(tmp_path: Path, corpus: tuple[Path, ...], settings: dict) -> dict[str, str]:
     run(config_of(*corpus), **settings, out_dir=tmp_path / "expected", workers=1)
-    found = fingerprint(tmp_path / "expected")
-    assert len(found) > 25
-    return found
+    files = fingerprint(tmp_path / "expected")
+    assert len(files) > 25
+    return files
 
 
 @pytest.mark.parametrize(("tasks", "workers"), [(1, 2), (2, 1), (3, 2), pytest.param(50, 1, marks=pytest.mark.long)])
@@ -393,8 +393,8 @@ def test_a_library_that_goes_wrong_midway_is_given_up_and_its_piece_done_again(
     assert "They flew to Zanzibar" in log and "going on with the reference" in log
     run(config.model_copy(update={"backend": "reference"}), **settings, out_dir=tmp_path / "expected", workers=1)
     assert fingerprint(tmp_path / "out") == fingerprint(tmp_path / "expected")
-    made = json.loads((tmp_path / "out" / "lineage.json").read_text())
-    encoders = [entry["encoder"].split()[0] for entry in made.values()]
+    lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
+    encoders = [entry["encoder"].split()[0] for entry in lineage.values()]
     assert "tokenizers" in encoders and (workers == 1 or encoders[0] == "tokie")
 
 
@@ -402,8 +402,8 @@ def test_lineage_says_who_made_which_shard(tmp_path, corpus, settings):
     config = config_of(*corpus, check_fraction=0.5, backend="fastokens")
     shards = run(config, **settings, out_dir=tmp_path / "out", workers=1)
     lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
-    made = {shard.prefix.rsplit("-", 1)[0] for shard in shards.all_shards()}
-    assert made <= lineage.keys()
+    prefixes = {shard.prefix.rsplit("-", 1)[0] for shard in shards.all_shards()}
+    assert prefixes <= lineage.keys()
     assert {entry["encoder"].split()[0] for entry in lineage.values()} == {"fastokens"}
     documents = sum(entry["documents"] for entry in lineage.values())
     checked = sum(entry["documents_checked"] for entry in lineage.values())

@@ -53,8 +53,8 @@ def answer(read, **options):
     try:
         source = SourceConfig(**options)
         files = source_files(source)
-        found = {"files": [file.url for file in files], "cached": [local_path(file.url) is not None for file in files]}
-        found |= {"sizes": [file.size for file in files], "marks": sorted({file.mark for file in files})}
+        facts = {"files": [file.url for file in files], "cached": [local_path(file.url) is not None for file in files]}
+        facts |= {"sizes": [file.size for file in files], "marks": sorted({file.mark for file in files})}
         if read:
             check_source(source)
             batches = [
@@ -63,9 +63,9 @@ def answer(read, **options):
                 for piece in file_pieces(file, source, 2000)
                 for batch in read_piece(file, source, piece, 10**6)
             ]
-            found["texts"] = [text for batch in batches for text in batch.texts]
-            found["rejected"] = [rejection.reason for batch in batches for rejection in batch.rejected]
-        return found
+            facts["texts"] = [text for batch in batches for text in batch.texts]
+            facts["rejected"] = [rejection.reason for batch in batches for rejection in batch.rejected]
+        return facts
     except (DataError, ConnectionError) as error:
         return {"error": type(error).__name__, "says": str(error)}
 
@@ -141,18 +141,18 @@ def test_a_cached_data_set_needs_no_network(hub: HubServer, tmp_path: Path, stor
     hub.stop()
     offline = {key: value for key, value in online.items() if key != "HF_ENDPOINT"} | {"HF_HUB_OFFLINE": "1"}
     (alone, held) = ask(offline, {**SAMPLE, "read": True}, {**SAMPLE, "hub_split": "held", "read": True})
-    for found in (cached, alone):
-        assert found["files"] == streamed["files"] and found["sizes"] == streamed["sizes"]
-        assert found["marks"] == streamed["marks"]
-        assert found["texts"] == stories[:100] and found["cached"] == [True, True]
+    for answer in (cached, alone):
+        assert answer["files"] == streamed["files"] and answer["sizes"] == streamed["sizes"]
+        assert answer["marks"] == streamed["marks"]
+        assert answer["texts"] == stories[:100] and answer["cached"] == [True, True]
     assert held["texts"] == stories[100:110]
 
 
 def test_a_part_of_the_cache_is_used_and_the_rest_streamed(hub: HubServer, tmp_path: Path, stories: list[str]):
     online = environment(tmp_path, hub)
     snapshot(online, allow_patterns=["README.md", "sample/000.parquet"])
-    (found,) = ask(online, {**SAMPLE, "read": True})
-    assert found["cached"] == [True, False] and found["texts"] == stories[:100]
+    (answer,) = ask(online, {**SAMPLE, "read": True})
+    assert answer["cached"] == [True, False] and answer["texts"] == stories[:100]
     (refused,) = ask(online | {"HF_HUB_OFFLINE": "1"}, SAMPLE)
     assert refused["error"] == "DataError"
     assert "1 of 2 files are not in the Hub cache, sample/001.parquet first" in refused["says"]
@@ -210,9 +210,9 @@ def test_a_hub_that_does_not_answer_is_no_bad_input_and_no_bad_document(
     """Its client tries again by itself, for some seconds."""
     online = environment(tmp_path, hub)
     hub.failing = 2
-    (found,) = ask(online, {**SAMPLE, "read": True})
-    assert "error" not in found, found
-    assert found["texts"] == stories[:100] and hub.failing == 0
+    (answer,) = ask(online, {**SAMPLE, "read": True})
+    assert "error" not in answer, answer
+    assert answer["texts"] == stories[:100] and hub.failing == 0
     hub.failing = 10**6
     (failed,) = ask(online, {**SAMPLE, "hub_split": "held", "read": True})
     assert failed["error"] == "ConnectionError"

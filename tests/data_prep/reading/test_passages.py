@@ -49,9 +49,9 @@ def read(
     """The passages of all ranges, and the places of damage that they note; the last range is open."""
     passages, places = [], []
     for start, stop in pairwise([*borders, None]):
-        found = Passages(Blocks(content, block, damaged), separator, start, stop, limit)
-        passages += list(found)
-        places += [] if found.damaged_at is None else [found.damaged_at]
+        in_range = Passages(Blocks(content, block, damaged), separator, start, stop, limit)
+        passages += list(in_range)
+        places += [] if in_range.damaged_at is None else [in_range.damaged_at]
     return passages, places
 
 

@@ -24,26 +24,26 @@ def of_size(size: int, name: str = "a.jsonl", compression: str | None = None) ->
 def test_byte_ranges_cover_the_file_and_are_even():
     draw = random.Random(0)
     for _ in range(500):
-        size, wanted = draw.randint(1, 10**7), draw.randint(1, 10**6)
-        ranges = even_ranges(size, wanted)
+        size, piece_bytes = draw.randint(1, 10**7), draw.randint(1, 10**6)
+        ranges = even_ranges(size, piece_bytes)
         assert ranges[0][0] == 0 and ranges[-1][1] == size
         assert all(before[1] == after[0] for before, after in pairwise(ranges))
         lengths = [stop - start for start, stop in ranges]
         assert max(lengths) - min(lengths) <= 1 and min(lengths) >= 1
-        assert max(lengths) < max(1.5 * wanted + 1, 2)
+        assert max(lengths) < max(1.5 * piece_bytes + 1, 2)
 
 
 def test_row_groups_are_joined_without_gap_or_overlap():
     draw = random.Random(0)
     for _ in range(500):
         sizes = [draw.choice([0, 1, draw.randint(1, 10**6)]) for _ in range(draw.randint(1, 60))]
-        wanted = draw.randint(1, 2 * 10**6)
-        ranges = join_row_groups(sizes, wanted)
+        piece_bytes = draw.randint(1, 2 * 10**6)
+        ranges = join_row_groups(sizes, piece_bytes)
         assert ranges[0][0] == 0 and ranges[-1][1] == len(sizes)
         assert all(before[1] == after[0] for before, after in pairwise(ranges))
         assert all(start < stop for start, stop in ranges)
         held = [sum(sizes[start:stop]) for start, stop in ranges]
-        assert max(held) <= 1.5 * wanted + max(sizes)
+        assert max(held) <= 1.5 * piece_bytes + max(sizes)
 
 
 def test_even_row_groups_are_joined_evenly():
@@ -87,13 +87,13 @@ def test_empty_files_have_no_pieces(tmp_path: Path, write_fineweb):
 
 def test_parquet_pieces_are_row_groups_of_about_the_wanted_text(tmp_path: Path, stories: list[str], write_fineweb):
     path = write_fineweb(tmp_path / "a.parquet", stories, row_group_size=10)
-    wanted = sum(map(len, stories)) // 8
-    cut = pieces(path, wanted)
+    piece_bytes = sum(map(len, stories)) // 8
+    cut = pieces(path, piece_bytes)
     assert 6 <= len(cut) <= 10
     assert [cut[0].start, cut[-1].stop] == [0, 40]
     assert all(before.stop == after.start for before, after in pairwise(cut))
     assert sum(piece.documents for piece in cut) == len(stories)
-    assert all(0.5 * wanted < piece.text_bytes < 1.5 * wanted for piece in cut)
+    assert all(0.5 * piece_bytes < piece.text_bytes < 1.5 * piece_bytes for piece in cut)
     assert len(pieces(path, 1)) == 40
 
 

@@ -38,18 +38,18 @@ def records(path: Path | str, piece_bytes: int = WHOLE, limit: int = LIMIT, **op
 
 def read(path: Path | str, piece_bytes: int = WHOLE, limit: int = LIMIT, **options: str) -> list[str]:
     """The documents of all pieces, none of which may be rejected."""
-    found = list(records(path, piece_bytes, limit, **options))
-    assert [rejection for batch in found for rejection in batch.rejected] == []
-    return [text for batch in found for text in batch.texts]
+    batches = list(records(path, piece_bytes, limit, **options))
+    assert [rejection for batch in batches for rejection in batch.rejected] == []
+    return [text for batch in batches for text in batch.texts]
 
 
 def read_bad(
     path: Path | str, piece_bytes: int = WHOLE, limit: int = LIMIT, **options: str
 ) -> tuple[list[str], list[Rejection]]:
-    found = list(records(path, piece_bytes, limit, **options))
-    rejected = [rejection for batch in found for rejection in batch.rejected]
+    batches = list(records(path, piece_bytes, limit, **options))
+    rejected = [rejection for batch in batches for rejection in batch.rejected]
     assert all("\n" not in rejection.reason and rejection.file for rejection in rejected)
-    return [text for batch in found for text in batch.texts], rejected
+    return [text for batch in batches for text in batch.texts], rejected
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst", "a [1] * x.jsonl"])
@@ -81,13 +81,13 @@ def lines_of(text: str) -> list[str]:
 
 def paragraphs_of(text: str) -> list[str]:
     """Runs of lines that are not empty, line by line: another way than the reader's."""
-    found: list[list[str]] = [[]]
+    paragraphs: list[list[str]] = [[]]
     for line in text.split("\n"):
         if line in ("", "\r"):
-            found.append([])
+            paragraphs.append([])
         else:
-            found[-1].append(line)
-    return ["\n".join(lines).removesuffix("\r") for lines in found if lines]
+            paragraphs[-1].append(line)
+    return ["\n".join(lines).removesuffix("\r") for lines in paragraphs if lines]
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -123,11 +123,11 @@ def test_units_longer_than_a_block_are_read_whole(tmp_path: Path):
 def test_positions_tell_where_a_document_begins(tmp_path: Path, stories: list[str], write_jsonl, write_fineweb):
     path = write_jsonl(tmp_path / "a.jsonl", stories)
     content = path.read_bytes()
-    found = [position for batch in records(path, 3000) for position in batch.positions]
-    assert [json.loads(content[position:].split(b"\n")[0])["text"] for position in found] == stories
+    positions = [position for batch in records(path, 3000) for position in batch.positions]
+    assert [json.loads(content[position:].split(b"\n")[0])["text"] for position in positions] == stories
     path = write_fineweb(tmp_path / "a.parquet", stories)
-    found = [position for batch in records(path, 3000) for position in batch.positions]
-    assert found == list(range(len(stories)))
+    positions = [position for batch in records(path, 3000) for position in batch.positions]
+    assert positions == list(range(len(stories)))
 
 
 def test_batches_are_small(tmp_path: Path, write_jsonl, write_fineweb):
@@ -203,9 +203,9 @@ from data_prep.reading.sources import source_files
 source = SourceConfig(path={str(path)!r})
 (file,) = source_files(source)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-found = list(read_piece(file, source, Piece(start=0, stop=None, text_bytes=0), 100_000))
-assert [text for batch in found for text in batch.texts] == ["after"]
-(rejection,) = [rejection for batch in found for rejection in batch.rejected]
+batches = list(read_piece(file, source, Piece(start=0, stop=None, text_bytes=0), 100_000))
+assert [text for batch in batches for text in batch.texts] == ["after"]
+(rejection,) = [rejection for batch in batches for rejection in batch.rejected]
 assert "max_document_bytes (100,000)" in rejection.reason and rejection.bytes >= 400_000_000
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
@@ -432,9 +432,9 @@ def test_a_disk_that_fails_under_reading_loses_the_rest_of_each_piece(start: int
     """/proc/self/mem can be opened, and every read of its first page fails as a broken disk does."""
     file = SourceFile(url="/proc/self/mem", format="text", compression=None, size=1000, mark="1")
     source = SourceConfig(path=file.url, text_unit="line")
-    (found,) = read_piece(file, source, Piece(start=start, stop=stop, text_bytes=100), LIMIT)
-    (rejection,) = found.rejected
-    assert found.texts == [] and rejection.position == f"byte {start}"
+    (batch,) = read_piece(file, source, Piece(start=start, stop=stop, text_bytes=100), LIMIT)
+    (rejection,) = batch.rejected
+    assert batch.texts == [] and rejection.position == f"byte {start}"
     assert os.strerror(errno.EIO) in rejection.reason and abs(rejection.bytes - lost) <= 1
 
 

@@ -43,9 +43,9 @@ def test_folders_and_globs_are_sorted(tmp_path: Path, write_jsonl):
 def test_suffixes_tell_format_and_compression(tmp_path: Path):
     for name in ("a.jsonl", "a.json.gz", "a.ndjson", "a.jsonl.zst", "a.parquet", "a.txt", "a.txt.gz"):
         (tmp_path / name).write_bytes(b"12345")
-    found = {Path(file.url).name: file for name in os.listdir(tmp_path) for file in files(tmp_path / name)}
-    told = {name: (file.format, file.compression) for name, file in found.items()}
-    assert told == {
+    by_name = {Path(file.url).name: file for name in os.listdir(tmp_path) for file in files(tmp_path / name)}
+    kinds = {name: (file.format, file.compression) for name, file in by_name.items()}
+    assert kinds == {
         "a.jsonl": ("jsonl", None),
         "a.json.gz": ("jsonl", "gz"),
         "a.ndjson": ("jsonl", None),
@@ -54,7 +54,7 @@ def test_suffixes_tell_format_and_compression(tmp_path: Path):
         "a.txt": ("text", None),
         "a.txt.gz": ("text", "gz"),
     }
-    assert {file.size for file in found.values()} == {5}
+    assert {file.size for file in by_name.values()} == {5}
 
 
 def test_no_file_is_opened(tmp_path: Path):
@@ -99,20 +99,20 @@ def test_missing_and_unclear_sources(tmp_path: Path, path: str, says: str):
 
 def test_remote_files_are_listed_with_size_and_mark(memory):
     memory.pipe({"/set/b.jsonl": b"123", "/set/below/a.jsonl.gz": b"12", "/set/.hidden.jsonl": b"", "/set/c.md": b""})
-    found = files("memory://set")
-    assert [(file.url, file.size, file.compression) for file in found] == [
+    listed = files("memory://set")
+    assert [(file.url, file.size, file.compression) for file in listed] == [
         ("memory:///set/b.jsonl", 3, None),
         ("memory:///set/below/a.jsonl.gz", 2, "gz"),
     ]
-    assert files("memory://set/b*.jsonl") == found[:1]
-    assert files("memory://set/b.jsonl") == found[:1]
-    found[0].refuse_changed()
+    assert files("memory://set/b*.jsonl") == listed[:1]
+    assert files("memory://set/b.jsonl") == listed[:1]
+    listed[0].refuse_changed()
     memory.pipe("/set/b.jsonl", b"456")
     with pytest.raises(DataError, match="has changed"):
-        found[0].refuse_changed()
+        listed[0].refuse_changed()
     memory.rm("/set/b.jsonl")
     with pytest.raises(DataError, match="is gone"):
-        found[0].refuse_changed()
+        listed[0].refuse_changed()
 
 
 @pytest.mark.parametrize(

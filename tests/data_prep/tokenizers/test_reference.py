@@ -152,20 +152,20 @@ def test_digest_follows_the_content(tokenizer_of, tmp_path: Path):
 
 
 def _broken_folders(tokenizer_of, tmp_path: Path) -> dict[str, Path]:
-    made = {name: tmp_path / name for name in ("empty", "json", "model", "merges", "eos", "no_eos", "settings")}
-    for folder in made.values():
+    folders = {name: tmp_path / name for name in ("empty", "json", "model", "merges", "eos", "no_eos", "settings")}
+    for folder in folders.values():
         folder.mkdir()
-    (made["json"] / "tokenizer.json").write_text("{")
-    (made["model"] / "tokenizer.model").write_bytes(b"not a model")
-    (made["merges"] / "vocab.json").write_text("{")
-    (made["merges"] / "merges.txt").write_text("a b")
+    (folders["json"] / "tokenizer.json").write_text("{")
+    (folders["model"] / "tokenizer.model").write_bytes(b"not a model")
+    (folders["merges"] / "vocab.json").write_text("{")
+    (folders["merges"] / "merges.txt").write_text("a b")
     for name in ("eos", "settings"):
-        shutil.copy(tokenizer_of("smollm") / "tokenizer.json", made[name])
-    (made["eos"] / "tokenizer_config.json").write_text('{"eos_token": "<nowhere>"}')
-    (made["settings"] / "tokenizer_config.json").write_text("{")
+        shutil.copy(tokenizer_of("smollm") / "tokenizer.json", folders[name])
+    (folders["eos"] / "tokenizer_config.json").write_text('{"eos_token": "<nowhere>"}')
+    (folders["settings"] / "tokenizer_config.json").write_text("{")
     content = json.loads((tokenizer_of("small") / "tokenizer.json").read_text())
-    (made["no_eos"] / "tokenizer.json").write_text(json.dumps(content))
-    return made
+    (folders["no_eos"] / "tokenizer.json").write_text(json.dumps(content))
+    return folders
 
 
 @pytest.mark.parametrize(
