@@ -1,5 +1,5 @@
 # make demo   the paper's experiment in miniature, then the name of its report
-# make test   linters, import contracts and tests; make test-all: further cases of long ones too
+# make test   linters, import contracts, types and all tests that matter; make test-all: the others, which take long
 # make trial-cluster, make trial-cluster-stop   a real SLURM of three nodes on this machine, to try drope submit (root, Debian)
 # make lint   linters, import contracts and types; make format mends what can be mended
 # make smollm2   the real model and the text that recipes/smollm2-135m.yaml reads
@@ -31,11 +31,10 @@ format: .venv/ready
 	.venv/bin/ruff format .
 
 test: lint
-	.venv/bin/python -m pytest --check-skips -m "not slow" -n 2 --dist loadfile
-	.venv/bin/python -m pytest --check-skips -m "slow and not long" -n 2 --dist loadfile
+	.venv/bin/python -m pytest --check-skips -m "not long" --fork -n 2 --dist loadfile --no-loadscope-reorder
 
-test-all: test
-	.venv/bin/python -m pytest --check-skips -m long -n 2 --dist loadfile
+test-all: .venv/ready
+	.venv/bin/python -m pytest --check-skips -m long --fork -n 2 --dist loadfile --no-loadscope-reorder
 
 quick: .venv/ready
 	.venv/bin/python -m pytest -m "not slow"

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from tests import skip_list
+from tests.forked import Starter
+from tests.forked.spawned import fork_spawned
 from tests.real_data import (  # noqa: F401
     extra_data,
     extra_or_none,
@@ -31,12 +34,45 @@ WORDS = [f"w{number}" for number in range(94)]
 def pytest_addoption(parser: pytest.Parser) -> None:
     skip_list.add_option(parser)
     parser.addoption(
+        "--fork", action="store_true", help="processes of tests are forked from one that has imported (tests/forked)"
+    )
+    parser.addoption(
         "--kills", type=int, metavar="N", help="kill trainings of every kind, N times each (tests/.../test_kills.py)"
     )
 
 
+STARTER = pytest.StashKey[Starter]()
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    starter = config.stash[STARTER] = Starter()
+    fork_spawned(starter)
     skip_list.register(config)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """With --fork processes are forked, but for tests marked `real_processes` and the fixtures made for them."""
+    marked = item.get_closest_marker("real_processes") is not None
+    item.config.stash[STARTER].real = marked or not item.config.getoption("--fork")
+
+
+@pytest.fixture(scope="session")
+def starter(pytestconfig: pytest.Config) -> Starter:
+    """Starts commands: forked, or as real processes."""
+    return pytestconfig.stash[STARTER]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the trial cluster is long.
+
+    Files with the most slow tests come first, so that two workers, which take whole files, end together.
+    """
+    for item in items:
+        if "running_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("long")
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: slow[item.path], reverse=True)
 
 
 def write_model(folder: Path, model_type: str = "llama", **sizes: object) -> Path:

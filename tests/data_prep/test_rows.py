@@ -245,7 +245,7 @@ def test_full_disk_under_the_cache(tmp_path: Path, make_shards, small_disk: Path
     assert not torch.distributed.is_initialized()
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=[pytest.mark.slow, pytest.mark.long])])
 def test_all_processes_of_a_group_see_the_rows_of_a_single_one(tmp_path: Path, make_shards, world: int):
     shards = make_shards(tmp_path, (2.0, 1.0))
     arguments = [sys.executable, "-c", WORKER]

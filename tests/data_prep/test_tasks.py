@@ -290,7 +290,8 @@ def kill_after_more_records(process: subprocess.Popen, records: Path, more: int,
 
 
 @pytest.mark.slow
-def test_sigkill_at_thirty_points_ends_in_the_same_bytes(tmp_path, corpus, settings):
+@pytest.mark.parametrize("points", [6, pytest.param(32, marks=pytest.mark.long)])
+def test_sigkill_at_many_points_ends_in_the_same_bytes(tmp_path, corpus, settings, points: int):
     """Every attempt is killed at another moment: before the first piece, between pieces, within, after the last."""
     config = config_of(*corpus, piece_bytes=4_000)
     run(config, **settings, out_dir=tmp_path / "expected", workers=1)
@@ -298,7 +299,7 @@ def test_sigkill_at_thirty_points_ends_in_the_same_bytes(tmp_path, corpus, setti
     draw = random.Random(7)
     out = tmp_path / "out"
     kills = 0
-    while kills < 32:
+    while kills < points:
         task = [kills % 2] if kills % 3 else []  # now and then a task of two, else all of the work and the merge
         process = start(tmp_path, config, settings["tokenizer"], *task)
         killed = kill_after_more_records(process, out / "pieces", draw.choice([0, 1, 2, 3]), draw.uniform(0, 0.05))

@@ -11,16 +11,26 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.forked import Starter
+
 Drope = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _fork_ranks(starter: Starter) -> None:
+    """torchrun is started as commands are."""
+    from pipeline.launch import processes
+
+    processes.subprocess = starter
+
+
 @pytest.fixture(scope="session")
-def drope() -> Drope:
+def drope(starter: Starter) -> Drope:
     """Runs the `drope` command in a process of its own."""
 
     def call(*arguments: object, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+        return starter.run(command, timeout=timeout, **options)
 
     return call
 

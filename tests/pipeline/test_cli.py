@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.real_processes
+
 
 def test_help_names_every_command(drope: Any) -> None:
     result = drope("--help")

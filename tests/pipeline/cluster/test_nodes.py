@@ -23,6 +23,8 @@ from pipeline.cluster.allocation.wire import Wire, interface_of
 from pipeline.errors import RecipeError, StageFailed
 from slurm.step import Step
 
+pytestmark = pytest.mark.real_processes
+
 TOKEN, VERSIONS = "secret", {"torch": "2.13.0", "git": "unknown"}
 
 

@@ -8,6 +8,8 @@ import pytest
 from pipeline.errors import StageFailed
 from pipeline.launch.processes import torchrun
 
+pytestmark = pytest.mark.real_processes
+
 HOW = {
     "raises": "failed: ValueError: row 7 holds no token; its traceback stands above",
     "exits": "ended with code 3",

@@ -12,6 +12,8 @@ from pipeline.recalibration.attempt import TrainingSpec
 from pipeline.recalibration.metrics import read_events
 from pipeline.recipe.recalibration import RecalibrationConfig
 
+pytestmark = pytest.mark.real_processes  # They compile what others leave as it is.
+
 Settings = Callable[..., RecalibrationConfig]
 Train = Callable[..., list[dict[str, float]]]
 

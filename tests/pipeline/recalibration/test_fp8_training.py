@@ -21,6 +21,8 @@ from pipeline.recalibration.metrics import read_events
 from pipeline.recipe.recalibration import RecalibrationConfig
 from pipeline.tools.reshard import reshard
 
+pytestmark = pytest.mark.real_processes  # Their Transformer Engine is found at import.
+
 Train = Callable[..., list[dict[str, float]]]
 Settings = Callable[..., RecalibrationConfig]
 FP8 = {"attention": "on", "linear": "on", "pad_head_dim": True, "amax_history": 4, "first_layers_bf16": 1}
@@ -38,7 +40,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("stand_in")
-@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("sequence_parallel", [pytest.param(False, marks=pytest.mark.long), True])
 def test_its_layers_train_as_transformers_does(
     sequence_parallel: bool,
     models: dict[str, Path],

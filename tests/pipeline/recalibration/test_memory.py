@@ -13,6 +13,8 @@ from pipeline.launch.processes import torchrun
 from pipeline.recalibration.memory import TrainingMemory, training_memory
 from pipeline.recipe.recalibration import RecalibrationConfig
 
+pytestmark = pytest.mark.real_processes  # What they have imported counts.
+
 LLAMA = KNOWN_MODELS["meta-llama/Llama-2-7b-hf"]
 
 

@@ -35,10 +35,10 @@ def add_trained_norms(model: torch.nn.Module, shape: ModelShape, norms: dict[str
     ("kind", "model", "zero_stage", "layers"),
     [
         ("full", "odd", 1, "torch"),
-        pytest.param("full", "odd", 1, "compiled", marks=pytest.mark.long),
+        pytest.param("full", "odd", 1, "compiled", marks=[pytest.mark.long, pytest.mark.real_processes]),
         pytest.param("full", "untied", 3, "torch", marks=pytest.mark.long),
         ("per_head", "qwen2", 2, "torch"),
-        pytest.param("per_head", "qwen2", 2, "compiled", marks=pytest.mark.long),
+        pytest.param("per_head", "qwen2", 2, "compiled", marks=[pytest.mark.long, pytest.mark.real_processes]),
         pytest.param("per_head", "odd", 3, "torch", marks=pytest.mark.long),
     ],
 )

@@ -17,6 +17,8 @@ from pipeline.recalibration.watchdog.hang_detector import AwakeClock, HangDetect
 from pipeline.recalibration.watchdog.heartbeat import Heartbeat
 from pipeline.recalibration.watchdog.watchdog import Watchdog
 
+pytestmark = pytest.mark.real_processes  # They are killed.
+
 WORKER, RANKS, LIMIT, FAULTY = "tests.pipeline.recalibration.watchdog_worker", 4, 3.0, 5
 HOST = socket.gethostname()
 

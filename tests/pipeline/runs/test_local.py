@@ -44,6 +44,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.real_processes
 def test_every_stage_left_a_manifest_with_its_lineage(finished: Path) -> None:
     manifests = {path.parent.name: Manifest.load(path.parent) for path in finished.glob("runs/tiny/*/manifest.json")}
     assert set(manifests) == {"data", "surgery", "recalibration", "export", "evaluation", "report"}

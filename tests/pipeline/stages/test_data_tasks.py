@@ -21,6 +21,7 @@ def data_section(raw_recipe) -> dict:
     return raw_recipe["data"] | {"piece_bytes": 20_000}
 
 
+@pytest.mark.real_processes
 def test_tasks_and_a_merge_make_what_one_call_makes(drope, write_recipe, data_section, tmp_path):
     recipe = write_recipe(data=data_section)
     for task in (2, 0, 1):

@@ -39,6 +39,7 @@ def test_a_format_that_no_class_has_is_refused_before_any_work(write_recipe: Cal
 
 
 @pytest.mark.slow
+@pytest.mark.real_processes
 def test_a_whole_run_with_norms_and_a_scale(write_recipe: Callable[..., Path], raw_recipe: dict, drope: Any) -> None:
     surgery = raw_recipe["surgery"] | {"qk_norm": "full"}
     evaluation = raw_recipe["evaluation"] | {"variants": ["rope", "drope", "drope_scaled"], "softmax_scale_c": 0.3}

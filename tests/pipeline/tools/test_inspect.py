@@ -75,6 +75,7 @@ def test_a_damaged_config_is_refused(tmp_path: Path, text: str, problem: str) ->
         inspect_path(tmp_path)
 
 
+@pytest.mark.real_processes
 def test_a_path_that_cannot_be_is_one_line(drope: Callable, tmp_path: Path) -> None:
     result = drope("inspect", tmp_path / ("x" * 300))
     assert result.returncode == 2

@@ -15,6 +15,7 @@ from pipeline.tools.plan import make_plan
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 
 
+@pytest.mark.real_processes
 def test_published_recipes_plan_without_network_and_write_nothing(drope: Any, tmp_path: Path) -> None:
     for name, gpus in (("smollm-360m", 8), ("smollm-1.7b", 8), ("llama2-7b", 32)):
         result = drope("plan", RECIPES / f"{name}.yaml", "--json", cwd=tmp_path)

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import pytest
+
 from eval.probes.run import ProbeResults
 
 
+@pytest.mark.real_processes
 def test_a_model_is_probed_before_any_stage_has_run(write_recipe: Callable[..., Path], drope: Any) -> None:
     recipe = write_recipe()
     made = drope("probe", recipe, "--length", 16, "--seed", 3)

@@ -16,6 +16,7 @@ STEP_6 = "step-00000006"
 
 
 @pytest.mark.slow
+@pytest.mark.real_processes
 def test_a_run_goes_on_at_another_tp_degree(write_recipe: Callable[..., Path], drope: Any, tmp_path: Path) -> None:
     """The three commands that --help shows; and the run before it is left as it was."""
     recipe, runs = write_recipe(), tmp_path / "runs"

@@ -46,6 +46,7 @@ def logits(folder: Path, beta: float = 1.0) -> torch.Tensor:
 
 
 @pytest.mark.slow
+@pytest.mark.real_processes
 def test_a_run_s_scale_and_the_models_that_carry_it(exported: Path, drope: Any) -> None:
     made = drope("tune-scale", exported / "recipe.yaml", "--factor", 4, "--factor", 2.5, "--tokens", 512)
     assert made.returncode == 0, made.stderr
