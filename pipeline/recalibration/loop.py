@@ -22,7 +22,8 @@ from pipeline.recalibration.guard.rollback import Rollback, batch_of, lr_scale_o
 from pipeline.recalibration.layer_agreement import agree
 from pipeline.recalibration.layer_choice import LayerChoice
 from pipeline.recalibration.loss import loss_factor, share_of_loss
-from pipeline.recalibration.metrics.files import Line, read_metrics
+from pipeline.recalibration.metrics.comparable import comparable_metrics
+from pipeline.recalibration.metrics.files import Line
 from pipeline.recalibration.metrics.machines import MachineMetrics
 from pipeline.recalibration.metrics.recorder import MetricsRecorder
 from pipeline.recalibration.outcome import save_outcome
@@ -77,9 +78,9 @@ def train(spec: TrainingSpec) -> AttemptEnd:
             recorder=recorder,
         )
         training = Training(spec, engine, train_rows, shards.row_length, phase, steps, rollbacks, callbacks, recorder)
-        history = shared_history(spec, recorder)
         if recorder:
             record_start(recorder, spec, start, phase, choice, machines.machines, engine.device)
+        history = shared_history(spec, recorder)
         with watchdog:
             end = training.run(start.step, history)
         if end.reason == "finished":
@@ -99,8 +100,11 @@ def open_recorder(spec: TrainingSpec, done: int, steps: int) -> AbstractContextM
 
 
 def shared_history(spec: TrainingSpec, recorder: MetricsRecorder | None) -> list[Line]:
-    """The lines of metrics.jsonl before this attempt, the same on all ranks, which must all call it."""
-    lines = [read_metrics(spec.out_dir) if recorder else []]
+    """The lines of metrics.jsonl before this attempt, the same on all ranks, which must all call it.
+
+    Its start must be recorded: validations of other rows than it reads are left out.
+    """
+    lines = [comparable_metrics(spec.out_dir) if recorder else []]
     torch.distributed.broadcast_object_list(lines)
     return lines[0]
 
@@ -121,6 +125,7 @@ def record_start(
         position_embedding=phase.position_embedding,
         tensor_parallel=spec.tensor_parallel,
         machines=machines,
+        validation_rows=spec.config.validation_rows,
         **asdict(choice),
     )
     if device.type == "cuda" or spec.config.precision == "fp8":

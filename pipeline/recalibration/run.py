@@ -13,7 +13,8 @@ from pipeline.recalibration.checkpoints.folders import remove_incomplete
 from pipeline.recalibration.checks import check
 from pipeline.recalibration.history import continued_from
 from pipeline.recalibration.layer_choice import CHOICE_FIELDS
-from pipeline.recalibration.metrics.files import append_event, read_events, read_metrics
+from pipeline.recalibration.metrics.comparable import comparable_metrics
+from pipeline.recalibration.metrics.files import append_event, read_events
 from pipeline.recalibration.ranks import resolve
 from pipeline.recalibration.schedule import check_schedule
 from pipeline.recalibration.watchdog import Fault
@@ -112,7 +113,7 @@ def launch(spec: TrainingSpec, machines: Machines) -> AttemptEnd:
 
 def facts_of(spec: TrainingSpec) -> dict[str, Any]:
     """What the manifest of a finished training says of it."""
-    lines, events = read_metrics(spec.out_dir), read_events(spec.out_dir)
+    lines, events = comparable_metrics(spec.out_dir), read_events(spec.out_dir)
     kinds = [event["event"] for event in events]
     started = [event for event in events if event["event"] == "started"][-1]
     validations = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
@@ -121,7 +122,8 @@ def facts_of(spec: TrainingSpec) -> dict[str, Any]:
         "tokens": lines[-1]["tokens"],
         "processes": spec.tensor_parallel * spec.config.data_parallel,
         "final_loss": lines[-1]["loss"],
-        "validation_loss_before": validations.get(0),  # not measured where the metrics begin at a later step
+        # Not measured where the metrics begin at a later step, or on other rows than in the end.
+        "validation_loss_before": validations.get(0),
         "validation_loss_after": [*validations.values()][-1],
         "updates_skipped": sum("skipped" in line for line in lines),
         "rollbacks": kinds.count("rollback"),

@@ -257,6 +257,7 @@ OPERATIONAL = frozenset(
     {
         *("control", "micro_batch", "data_parallel", "zero_stage", "sequence_parallel", "recompute", "layers"),
         *("checkpoint_every", "checkpoint_minutes", "checkpoint_async", "keep_checkpoints", "keep_every", "keep_best"),
+        *("validation_every", "validation_rows", "validation_lengths", "recall_samples"),
         *("hang_seconds", "layer_numbers_every", "peak_tflops", "wandb_project", "deterministic"),
     }
 )

@@ -81,8 +81,10 @@ def is_complete(stage: Stage, recipe: Recipe) -> bool:
 def refuse_other(stage: Stage, recipe: Recipe, recorded: Identity) -> None:
     """Raises: RecipeError if what is in the stage's folder was made with other settings or from other inputs."""
     expected = identify(stage, recipe, partial=True)
-    known = {name: digest for name, digest in recorded.inputs.items() if name in expected.inputs}
-    changed = differences({"config": recorded.config, "inputs": known}, expected.model_dump())
+    # Settings that counted when it was made, and inputs that are not made yet, are not compared.
+    config = {name: value for name, value in recorded.config.items() if name in expected.config}
+    inputs = {name: digest for name, digest in recorded.inputs.items() if name in expected.inputs}
+    changed = differences({"config": config, "inputs": inputs}, expected.model_dump())
     if changed:
         folder = recipe.folder / stage.name
         more = f" and {len(changed) - 1} more differences" if len(changed) > 1 else ""

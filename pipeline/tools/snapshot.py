@@ -11,7 +11,7 @@ from pipeline.recalibration.checkpoints import folders
 from pipeline.recalibration.checkpoints.reshard import write_part
 from pipeline.recalibration.checkpoints.sources import open_source
 from pipeline.recalibration.checkpoints.state import WEIGHTS
-from pipeline.recalibration.metrics import read_metrics
+from pipeline.recalibration.metrics.comparable import comparable_metrics
 from pipeline.recipe.model_source import resolve_model
 from pipeline.recipe.recipe import Recipe
 from pipeline.runs.manifest import Manifest
@@ -81,7 +81,8 @@ def best_step(training: Path, steps: Collection[int]) -> int:
 
     Raises: RecipeError if none of them was validated.
     """
-    losses = {line["step"]: line["validation_loss"] for line in read_metrics(training) if "validation_loss" in line}
+    lines = comparable_metrics(training)
+    losses = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
     scored = [(loss, step) for step in steps if (loss := losses.get(step)) is not None]
     if not scored:
         raise RecipeError(f"{training}: no step that has a checkpoint was validated; see recalibration.keep_best")

@@ -14,6 +14,7 @@ from model_surgery.config import ExportConfig, SurgeryConfig
 from model_surgery.convert import convert
 from model_surgery.layout import Layout, read_sources
 from pipeline.recalibration.checkpoints import folders
+from pipeline.recalibration.metrics import read_events
 from pipeline.recipe.recalibration import RecalibrationConfig
 
 Train = Callable[..., list[dict[str, float]]]
@@ -117,3 +118,38 @@ def test_bf16_resumes_bit_identical_and_its_export_passes(
         export_check=broken / "probe.safetensors",
     )
     assert 1e-6 < facts["mean_difference"] < facts["limit"] == 5e-2
+
+
+@pytest.mark.slow
+def test_the_validation_may_change_while_a_run_is_under_way(
+    layouts: dict[str, Path],
+    shards: Path,
+    settings: Callable[..., RecalibrationConfig],
+    train: Train,
+    without_measured: Callable[[list[dict]], list[dict]],
+    tmp_path: Path,
+) -> None:
+    """The trained weights do not depend on it; the best step is looked for among validations of the same rows."""
+    config = settings(data_parallel=1, keep_best=True, keep_checkpoints=9, validation_every=2)
+    whole = train(config, layouts["untied"], shards, tmp_path / "whole")
+    resumed = tmp_path / "resumed"
+    shutil.copytree(tmp_path / "whole", resumed)
+    for path in folders.complete(resumed / "checkpoints"):
+        if folders.step_of(path) > 4:
+            shutil.rmtree(path)
+    (resumed / "layout" / "layout.json").unlink()
+    changes = {"validation_every": 3, "validation_rows": 2, "validation_lengths": (1, 2)}
+    lines = train(config.model_copy(update=changes), layouts["untied"], shards, resumed)
+
+    def trained(lines: list[dict]) -> list[dict]:
+        return [
+            {name: value for name, value in line.items() if not name.startswith("validation")}
+            for line in without_measured(lines)
+        ]
+
+    assert trained(lines) == trained(whole)
+    assert Layout.load(resumed / "layout").digest() == Layout.load(tmp_path / "whole" / "layout").digest()
+    assert [line["step"] for line in lines if "validation_loss_2x" in line] == [6, 9, 10]
+    assert {6, 8} <= {folders.step_of(path) for path in folders.complete(resumed / "checkpoints")}
+    events = [event for event in read_events(resumed) if event["event"] == "started"]
+    assert [event["validation_rows"] for event in events] == [7, 2]

@@ -106,6 +106,21 @@ def test_a_runs_dir_that_cannot_be_is_one_line(
     assert result.stderr.startswith("drope: runs_dir = ") and len(result.stderr.strip().splitlines()) == 1
 
 
+def test_a_setting_that_no_longer_counts_is_not_compared(write_recipe: Callable[..., Path]) -> None:
+    """Stages that were complete before validation could change under way are complete still."""
+    recipe = load_recipe(write_recipe())
+    for name in ("data", "surgery", "recalibration"):
+        finish(name, recipe, name)
+    folder = recipe.folder / "recalibration"
+    manifest = Manifest.load(folder)
+    assert manifest is not None and "validation_rows" not in manifest.config
+    manifest.model_copy(update={"config": manifest.config | {"validation_rows": 99}}).save(folder)
+    assert is_complete(BY_NAME["recalibration"], recipe)
+    manifest.model_copy(update={"config": {**manifest.config, "lr": 7.0}}).save(folder)
+    with pytest.raises(RecipeError, match=r"config\.lr: 7\.0 -> "):
+        is_complete(BY_NAME["recalibration"], recipe)
+
+
 class EvaluationOfNoStage(EvaluationStage):
     """Its inputs need not be there."""
 
