@@ -28,8 +28,9 @@ def main() -> None:
         run(parse_args(arguments))
     except ChildFailedError as error:
         rank, failure = first(error.failures)
-        found = {"line": told(rank, failure, socket.gethostname()), "of_others": is_of_others(failure)}
-        Path(file).write_text(json.dumps(found | {"time": failure.timestamp}), encoding="utf-8")
+        line = failure_line(rank, failure, socket.gethostname())
+        record = {"line": line, "of_others": is_of_others(failure), "time": failure.timestamp}
+        Path(file).write_text(json.dumps(record), encoding="utf-8")
         sys.exit(1)
 
 
@@ -45,13 +46,13 @@ def first(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
 
 def is_of_others(failure: ProcessFailure) -> bool:
     """Whether a rank ended only because another one had."""
-    return -failure.exitcode == signal.SIGTERM or any(sign in said(failure) for sign in _OF_OTHERS)
+    return -failure.exitcode == signal.SIGTERM or any(sign in exception_line(failure) for sign in _OF_OTHERS)
 
 
-def told(rank: int, failure: ProcessFailure, host: str) -> str:
+def failure_line(rank: int, failure: ProcessFailure, host: str) -> str:
     """How a rank failed."""
-    if said(failure):
-        return f"rank {rank} on {host} failed: {said(failure)}; its traceback stands above"
+    if message := exception_line(failure):
+        return f"rank {rank} on {host} failed: {message}; its traceback stands above"
     if failure.exitcode >= 0:
         return f"rank {rank} on {host} ended with code {failure.exitcode}"
     name = failure.signal_name()
@@ -59,7 +60,7 @@ def told(rank: int, failure: ProcessFailure, host: str) -> str:
     return f"rank {rank} on {host} was ended by {name}{where}"
 
 
-def said(failure: ProcessFailure) -> str:
+def exception_line(failure: ProcessFailure) -> str:
     """The first line of a rank's exception; nothing where it ended otherwise."""
     message = failure.message
     return message["message"].strip().split("\n", 1)[0] if isinstance(message, dict) else ""

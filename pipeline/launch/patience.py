@@ -44,6 +44,6 @@ def patiently(check: Callable[[], None], *errors: type[Exception], seconds: floa
 
 def _wait(is_so: Callable[[], bool], seconds: float) -> bool:
     end = time.monotonic() + seconds
-    while not (found := is_so()) and time.monotonic() < end:
+    while not (answer := is_so()) and time.monotonic() < end:
         time.sleep(_BETWEEN)
-    return found
+    return answer

@@ -79,7 +79,7 @@ def running(
         command = [sys.executable, "-m", "pipeline.launch.launcher", str(left), *where, f"--nproc-per-node={processes}"]
         process = subprocess.Popen(
             [*command, "-m", module, *arguments],
-            env=worker_environment(processes) | (environment or {}),
+            env={**worker_environment(processes), **(environment or {})},
             stdout=output,
             preexec_fn=_before_torchrun,
             # In a session of its own: Ctrl-C in a terminal reaches this process alone, which passes it on.
@@ -101,12 +101,12 @@ def torchrun(module: str, arguments: Sequence[str], *, processes: int, log: Path
     """
     with (
         log.open("ab") as output,
-        running(["--standalone"], module, arguments, processes=processes, output=output) as session,
+        running(["--standalone"], module, arguments, processes=processes, output=output) as started,
     ):
-        asked = wait_and_pass_on(session.process)
-        if failure := session.failure():
+        is_asked_to_stop = wait_and_pass_on(started.process)
+        if failure := started.failure():
             raise StageFailed(failure.line)
-    return asked
+    return is_asked_to_stop
 
 
 def _before_torchrun() -> None:

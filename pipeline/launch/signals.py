@@ -12,9 +12,9 @@ import psutil
 
 from pipeline.errors import OutOfTime, Stopped
 
-_SECONDS_BETWEEN_WISHES = 1.0
+_SECONDS_BETWEEN_REQUESTS = 1.0
 _passed_on: list[int] = []
-"""Signals that went to ranks; those may have been at their end, and have come to it."""
+"""Signals that went to ranks, which may have come to their end all the same; signals are of the whole process."""
 
 
 @contextmanager
@@ -45,25 +45,25 @@ def wait_and_pass_on(process: subprocess.Popen[bytes], meanwhile: Callable[[], N
     The ranks end by themselves, after a checkpoint; a second Ctrl-C does not wait for that. `meanwhile` is called about
     every second.
     """
-    wishes: list[int] = []
+    requests: list[int] = []
 
-    def wish(number: int) -> None:
+    def request_stop(number: int) -> None:
         if number == signal.SIGINT:
-            if number in wishes:
+            if number in requests:
                 raise KeyboardInterrupt
             print("stopping after this step, with a checkpoint; Ctrl-C again: at once, without", file=sys.stderr)
-        wishes.append(number)
+        requests.append(number)
         _passed_on.append(number)
         tell_children(process.pid, signal.SIGUSR1)
 
-    with _handled((signal.SIGUSR1, signal.SIGTERM, signal.SIGINT), wish):
+    with _handled((signal.SIGUSR1, signal.SIGTERM, signal.SIGINT), request_stop):
         while True:
             try:
-                process.wait(timeout=_SECONDS_BETWEEN_WISHES)
-                return bool(wishes)
+                process.wait(timeout=_SECONDS_BETWEEN_REQUESTS)
+                return bool(requests)
             except subprocess.TimeoutExpired:
                 meanwhile()
-                if wishes:  # again: ranks that were just starting did not listen yet
+                if requests:  # again: ranks that were just starting did not listen yet
                     tell_children(process.pid, signal.SIGUSR1)
 
 

@@ -1,11 +1,9 @@
 """What the Hub's clients raise, as the three ways that a command can end."""
 
-import errno
 from collections.abc import Iterator
 
+from foundation.full_disk import is_full_disk
 from pipeline.errors import RecipeError, StageFailed, exit_code
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def hub_error(where: str, error: Exception) -> Exception:
@@ -19,7 +17,7 @@ def hub_error(where: str, error: Exception) -> Exception:
     chain = list(_chain(error))
     if (refused := _refused(chain)) is not None:
         return RecipeError(f"{where}: {refused}")
-    if any(isinstance(each, OSError) and each.errno in _FULL for each in chain):
+    if is_full_disk(error):
         from huggingface_hub.constants import HF_HUB_CACHE
 
         return StageFailed(f"{where}: the disk is full below {HF_HUB_CACHE}; make room, or set HF_HOME to another disk")

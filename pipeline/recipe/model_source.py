@@ -27,9 +27,9 @@ def resolve_model(model: ModelConfig) -> Path:
     from huggingface_hub import snapshot_download
 
     drawn = model.random_seed is not None
-    wanted = _DESCRIPTION if drawn else _DESCRIPTION + _WEIGHTS
+    patterns = _DESCRIPTION if drawn else _DESCRIPTION + _WEIGHTS
     try:
-        folder = Path(snapshot_download(model.path, revision=model.revision, allow_patterns=wanted))
+        folder = Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
         if not drawn and not any(folder.glob("*.safetensors")):  # many hold both, so these only where they must be
             snapshot_download(model.path, revision=model.revision, allow_patterns=_TORCH_FILES)
         return folder

@@ -100,15 +100,20 @@ def describe(error: ValidationError, root: type[BaseModel]) -> str:
 
 def one_each(problems: Sequence[Any]) -> list[dict[str, Any]]:
     """The problems with one for every field: pydantic has one for each alternative of `int | Literal["auto"]`."""
-    words = {one["loc"][:-1]: one for one in problems if one["loc"] and str(one["loc"][-1]).startswith("literal[")}
-    found: dict[Any, dict[str, Any]] = {}
+    words: dict[Any, dict[str, Any]] = {
+        problem["loc"][:-1]: problem
+        for problem in problems
+        if problem["loc"] and str(problem["loc"][-1]).startswith("literal[")
+    }
+    of_field: dict[Any, dict[str, Any]] = {}
     for problem in problems:
         place = problem["loc"][:-1] if problem["loc"][:-1] in words else problem["loc"]
-        if place in found and problem is words.get(place):
-            message = f"{found[place]['msg']}, or {problem['ctx']['expected']}"
-            found[place] = {**found[place], "msg": message, "ctx": problem["ctx"]}
-        found.setdefault(place, {**problem, "loc": place})
-    return list(found.values())
+        is_word = place in words and words[place] is problem
+        if place in of_field and is_word:
+            message = f"{of_field[place]['msg']}, or {problem['ctx']['expected']}"
+            of_field[place] = {**of_field[place], "msg": message, "ctx": problem["ctx"]}
+        of_field.setdefault(place, {**problem, "loc": place})
+    return list(of_field.values())
 
 
 def nearest_word(problem: dict[str, Any]) -> str:

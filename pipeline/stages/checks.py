@@ -51,7 +51,7 @@ def check_position_embedding(recipe: Recipe, of_source: Literal["rope", "none"])
         "position_embedding = rope": training.position_embedding == "rope",
         f"drop_at_step = {training.drop_at_step}": training.drop_at_step is not None,
     }
-    if field := next((field for field, wanted in wants_rope.items() if wanted), None):
+    if field := next((field for field, is_set in wants_rope.items() if is_set), None):
         raise RecipeError(f"recalibration.{field}: {recipe.model.path} has no RoPE that could be kept; take it out")
     if scaled := [variant for variant in recipe.evaluation.variants if variant in OF_THE_SOURCE]:
         raise RecipeError(

@@ -24,6 +24,6 @@ def test_the_rank_that_failed_first_is_named(how: str, tmp_path: Path, capfd: py
     with pytest.raises(StageFailed) as error:
         torchrun("tests.pipeline.launch.failing_worker", [how], processes=2, log=tmp_path / "log")
     assert str(error.value) == f"rank 1 on {socket.gethostname()} {HOW[how]}"
-    said = capfd.readouterr().err
-    assert "Root Cause" not in said  # torchrun's own page
-    assert ("row 7 holds no token" in said) == (how == "raises")
+    stderr_text = capfd.readouterr().err
+    assert "Root Cause" not in stderr_text  # torchrun's own page
+    assert ("row 7 holds no token" in stderr_text) == (how == "raises")

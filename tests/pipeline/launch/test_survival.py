@@ -35,10 +35,10 @@ def stopped(raw_recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     while len([*checkpoints.glob("step-*/complete")]) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == REQUEUE, said
-    assert "the next run goes on from it" in said.strip().splitlines()[-1]
-    assert "Traceback" not in said
+    _, stderr_text = process.communicate(timeout=120)
+    assert process.returncode == REQUEUE, stderr_text
+    assert "the next run goes on from it" in stderr_text.strip().splitlines()[-1]
+    assert "Traceback" not in stderr_text
     return recipe
 
 
@@ -51,10 +51,10 @@ def test_a_stopped_training_has_a_checkpoint_of_its_last_step_that_can_be_export
     last = read_metrics(training)[-1]["step"]
     assert 9 <= last < STEPS
     assert not (training / "manifest.json").exists()
-    made = drope("export", stopped, "--step", "newest")
-    assert made.returncode == 0, made.stderr
+    exported = drope("export", stopped, "--step", "newest")
+    assert exported.returncode == 0, exported.stderr
     folder = run_of(stopped) / "snapshots" / f"step-{last:08d}"
-    assert made.stdout.strip() == f"model: {folder.resolve()}"
+    assert exported.stdout.strip() == f"model: {folder.resolve()}"
     assert AutoModelForCausalLM.from_pretrained(folder).config.drope["trained_steps"] == last
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     again, unknown = drope("export", stopped, "--step", last), drope("export", stopped, "--step", 7)
@@ -139,7 +139,7 @@ def test_a_signal_as_training_ends_keeps_the_next_stage_from_beginning(
     ]
     stopped = subprocess.run(command, capture_output=True, text=True, check=False)
     assert stopped.returncode == REQUEUE, stopped.stderr
-    said = stopped.stderr.strip().splitlines()[-1]
-    assert said == "drope: stopped by SIGTERM before export; what comes before it is complete; the same command goes on"
+    last = stopped.stderr.strip().splitlines()[-1]
+    assert last == "drope: stopped by SIGTERM before export; what comes before it is complete; the same command goes on"
     assert (run_of(recipe) / "recalibration" / "manifest.json").is_file() and not (run_of(recipe) / "export").exists()
     assert drope("run", recipe, *command[-2:]).returncode == 0

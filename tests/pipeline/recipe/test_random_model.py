@@ -76,16 +76,16 @@ def test_config_seed_and_context_identify_it_and_weights_beside_them_do_not(
     scratch: Callable[..., Recipe], qwen2_model: Path, tmp_path: Path
 ) -> None:
     model = Path(shutil.copytree(qwen2_model, tmp_path / "qwen2"))
-    found = [
+    fingerprints = [
         source_fingerprint(scratch(f"model.path={model}", override))
         for override in ("model.random_seed=0", "model.random_seed=1", "data.row_length=16", "model.random_seed=null")
     ]
     (model / "model.safetensors").unlink()
-    assert source_fingerprint(scratch(f"model.path={model}")) == found[0]
+    assert source_fingerprint(scratch(f"model.path={model}")) == fingerprints[0]
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"initializer_range": 0.1}))
-    found.append(source_fingerprint(scratch(f"model.path={model}")))
-    assert len(set(found)) == len(found)
+    fingerprints.append(source_fingerprint(scratch(f"model.path={model}")))
+    assert len(set(fingerprints)) == len(fingerprints)
 
 
 def test_a_source_with_weights_is_itself(write_recipe: Callable[..., Path], tiny_model: Path) -> None:
@@ -94,14 +94,22 @@ def test_a_source_with_weights_is_itself(write_recipe: Callable[..., Path], tiny
     assert not recipe.folder.exists()
 
 
-@pytest.mark.parametrize("seed", ["-1", "4294967296", "1.5", "a"])
-def test_what_is_no_seed_is_refused(scratch: Callable[..., Recipe], seed: str) -> None:
-    with pytest.raises(RecipeError, match=r"model\.random_seed = "):
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [
+        ("-1", "= -1: input should be greater than or equal to 0"),
+        ("4294967296", "= 4294967296: input should be less than 4294967296"),
+        ("1.5", r"= 1\.5: input should be a valid integer"),
+        ("a", "= 'a': input should be a valid integer"),
+    ],
+)
+def test_what_is_no_seed_is_refused(scratch: Callable[..., Recipe], seed: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=rf"model\.random_seed {message}"):
         scratch(f"model.random_seed={seed}")
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (None, r"config\.json: no such file"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "RoPE of type 'yarn'"),
@@ -110,7 +118,11 @@ def test_what_is_no_seed_is_refused(scratch: Callable[..., Recipe], seed: str) -
     ],
 )
 def test_a_config_that_nothing_can_be_drawn_by_is_refused(
-    change: dict[str, object] | None, said: str, scratch: Callable[..., Recipe], described_model: Path, tmp_path: Path
+    change: dict[str, object] | None,
+    message: str,
+    scratch: Callable[..., Recipe],
+    described_model: Path,
+    tmp_path: Path,
 ) -> None:
     model = Path(shutil.copytree(described_model, tmp_path / "model"))
     path = model / "config.json"
@@ -119,7 +131,7 @@ def test_a_config_that_nothing_can_be_drawn_by_is_refused(
     if change is not None:
         path.write_text(json.dumps(config | change))
     recipe = scratch(f"model.path={model}")
-    with pytest.raises(SurgeryError, match=said) as refused:
+    with pytest.raises(SurgeryError, match=message) as refused:
         source_shape(recipe)
         check_source(recipe)
     assert "\n" not in str(refused.value)

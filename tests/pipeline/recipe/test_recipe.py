@@ -165,11 +165,11 @@ def test_a_written_recipe_reads_back_equal(write_recipe: Callable[..., Path], tm
 
 def test_every_field_says_what_it_is() -> None:
     def undescribed(section: type[BaseModel], prefix: str) -> list[str]:
-        found = [prefix + name for name, field in section.model_fields.items() if not field.description]
+        names = [prefix + name for name, field in section.model_fields.items() if not field.description]
         for name, field in section.model_fields.items():
             nested = yaml_files._section_type(field.annotation)
-            found += undescribed(nested, f"{prefix}{name}.") if nested else []
-        return found
+            names += undescribed(nested, f"{prefix}{name}.") if nested else []
+        return names
 
     assert "warmup_steps" in fields_of(Recipe, ("recalibration", "schedule"))
     assert undescribed(Recipe, "") == []

@@ -139,5 +139,7 @@ def test_a_changed_task_file_is_seen(write_recipe: Callable[..., Path], tmp_path
     save_manifest(evaluation, identity, folder, now(), {})
     assert is_complete(evaluation, recipe)
     tasks.write_text(json.dumps({"query": "w1", "choices": ["w2", "w3"], "gold": 1}) + "\n")
-    with pytest.raises(RecipeError, match=r"inputs\.task arc"):
+    with pytest.raises(
+        RecipeError, match=r"evaluation: holds a evaluation stage of another recipe: inputs\.task arc: "
+    ):
         is_complete(evaluation, recipe)

@@ -24,7 +24,7 @@ def test_missing_task_file_is_refused_before_the_training(write_recipe: Callable
 
 def test_missing_recall_words_are_refused_before_the_training(write_recipe: Callable[..., Path]) -> None:
     words = "{fact: '{key} {value} ', question: '{key}', keys: nowhere.json, values: nowhere.json}"
-    with pytest.raises(EvaluationError, match=r"nowhere\.json"):
+    with pytest.raises(EvaluationError, match=r"recall\.keys: nowhere\.json does not exist"):
         make_plan(load_recipe(write_recipe(), (f"evaluation.recall={words}",)))
 
 
@@ -77,7 +77,7 @@ def test_run_asks_the_hub_for_a_model_that_is_not_built_in(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (("evaluation.variants=[drope, pi]",), "evaluation.variants has pi: .* has no RoPE"),
         (("evaluation.variants=[drope]", "recalibration.control=true"), "recalibration.control = true: .* has no RoPE"),
@@ -86,16 +86,16 @@ def test_run_asks_the_hub_for_a_model_that_is_not_built_in(
     ],
 )
 def test_a_source_without_rope_has_none_to_keep_or_scale(
-    overrides: tuple[str, ...], said: str | None, tiny_model: Path, write_recipe: Callable[..., Path], tmp_path: Path
+    overrides: tuple[str, ...], message: str | None, tiny_model: Path, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = Path(shutil.copytree(tiny_model, tmp_path / "drope"))
     raw = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(raw | {"model_type": "llama_drope", "attention_type": "nope"}))
     recipe = load_recipe(write_recipe(), (f"model.path={source}", *overrides))
-    if said is None:
+    if message is None:
         assert make_plan(recipe).unchecked == []
     else:
-        with pytest.raises(RecipeError, match=said):
+        with pytest.raises(RecipeError, match=message):
             make_plan(recipe)
 
 

@@ -107,8 +107,9 @@ def test_inspect_shows_statistics_and_rows_and_finds_a_flipped_byte(drope, write
     content = bytearray(shard.read_bytes())
     content[100] ^= 1
     shard.write_bytes(bytes(content))
-    found = drope("inspect", folder, "--verify")
-    assert found.returncode == 2 and "00-documents-000001-train: its bytes are not those recorded" in found.stderr
+    inspected = drope("inspect", folder, "--verify")
+    assert inspected.returncode == 2
+    assert "00-documents-000001-train: its bytes are not those recorded" in inspected.stderr
 
 
 def test_an_evaluation_that_cannot_work_does_not_cost_the_shards(drope, write_recipe, data_section, tmp_path):
@@ -117,11 +118,11 @@ def test_an_evaluation_that_cannot_work_does_not_cost_the_shards(drope, write_re
     more = ("evaluation.variants=[rope,longrope2]", "evaluation.longrope2.tokens=1000000")
     refused = drope("prepare-data", recipe, *more)
     assert refused.returncode == 2 and "the search of longrope2 takes 1000001 others" in refused.stderr
-    made = {path.name: path.stat().st_ino for path in (tmp_path / "runs" / "tiny" / "data" / "shards").iterdir()}
-    assert len(made) > 8
+    inodes = {path.name: path.stat().st_ino for path in (tmp_path / "runs" / "tiny" / "data" / "shards").iterdir()}
+    assert len(inodes) > 8
     mended = drope("prepare-data", recipe)
     assert mended.returncode == 0, mended.stderr
-    assert {p.name: p.stat().st_ino for p in (tmp_path / "runs" / "tiny" / "data" / "shards").iterdir()} == made
+    assert {p.name: p.stat().st_ino for p in (tmp_path / "runs" / "tiny" / "data" / "shards").iterdir()} == inodes
 
 
 def test_the_digest_of_the_stage_does_not_depend_on_who_did_the_work(drope, write_recipe, data_section, tmp_path):

@@ -49,11 +49,11 @@ def test_tinystories_through_all_stages(extra_data: Callable[[str], Path], tmp_p
     for model in ("drope", "control"):
         assert facts["export"][model]["mean_difference"] < 1e-5
     scores = json.loads((run / "evaluation" / "results.json").read_text())["scores"]
-    found = {(score["variant"], score["task"], score["context_factor"]): score["value"] for score in scores}
-    assert found["rope", "loss", 1] == pytest.approx(3.44, abs=0.1)
-    assert found["rope", "loss", 1] < found["yarn", "loss", 2] < found["rope", "loss", 2]
-    assert found["drope", "loss", 2] - found["drope", "loss", 1] < 0.2
-    assert 0 <= found["drope", "arc_easy", 1] <= 1
+    values = {(score["variant"], score["task"], score["context_factor"]): score["value"] for score in scores}
+    assert values["rope", "loss", 1] == pytest.approx(3.44, abs=0.1)
+    assert values["rope", "loss", 1] < values["yarn", "loss", 2] < values["rope", "loss", 2]
+    assert values["drope", "loss", 2] - values["drope", "loss", 1] < 0.2
+    assert 0 <= values["drope", "arc_easy", 1] <= 1
     page = (run / "report" / "report.html").read_text()
     assert "DroPE on TinyStories-656K" in page and page.count("<svg") >= 3
 

@@ -30,16 +30,19 @@ def test_the_plan_of_random_weights_writes_nothing(write_scratch_recipe: Callabl
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
-        (("evaluation.variants=[drope, pi]",), "evaluation.variants has pi"),
-        (("recalibration.drop_at_step=12",), "drop_at_step"),
+        (("evaluation.variants=[drope, pi]",), r"evaluation\.variants has pi, which scores the source"),
+        (
+            ("recalibration.drop_at_step=12",),
+            r"recalibration\.drop_at_step = 12: the budget of [\d,]+ tokens has 12 steps",
+        ),
     ],
 )
 def test_what_random_weights_cannot_give_is_refused_before_any_work(
-    overrides: tuple[str, ...], said: str, write_scratch_recipe: Callable[..., Path], tmp_path: Path
+    overrides: tuple[str, ...], message: str, write_scratch_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=said) as refused:
+    with pytest.raises(ValueError, match=message) as refused:
         run(load_recipe(write_scratch_recipe(), overrides))
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "runs" / "tiny" / "surgery").exists()
