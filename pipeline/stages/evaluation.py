@@ -194,7 +194,16 @@ class EvaluationPlan:
 
 def plan_evaluation(recipe: Recipe, shape: ModelShape) -> EvaluationPlan:
     """Of a model of this `shape`; as for training, a GPU is assumed where none is here."""
-    sizes = Sizes(**shape.model_dump(include=set(Sizes.__annotations__)))
+    sizes = Sizes(
+        layers=shape.layers,
+        hidden=shape.hidden,
+        ffn=shape.ffn,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocab=shape.vocab,
+        tied=shape.tied,
+    )
     memory = evaluation_memory(sizes, recipe.evaluation, shape.context)
     device, available = _planned_device(recipe)
     return EvaluationPlan(memory, device, available, ways_out(memory, recipe.evaluation))
