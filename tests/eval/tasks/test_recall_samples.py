@@ -119,7 +119,8 @@ def test_question_and_answer_are_the_whole_text(source: Path, smollm2: Path, nam
         for asked in ("The toy is a", "The toy is a ", "Toy:\n"):
             question, answer = split_answer(encode, asked, value)
             of_both = joined_with(value) if name == "small" and "is a" in asked else ""
-            assert tokenizer.decode(answer).strip() == of_both + value
+            answered = tokenizer.decode(answer).strip()
+            assert answered == of_both + value or (source.name != "tinystories-656k" and answered == value)
             space = asked[len(asked.rstrip()) :] or " "
             assert [*question, *answer] == encode(asked.rstrip() + space + value)
 

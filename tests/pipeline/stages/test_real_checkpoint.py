@@ -78,6 +78,7 @@ def test_two_layers_of_smollm2_through_all_stages(
         "recalibration.validation_every=4",
         "evaluation.loss.tokens=512",
         "evaluation.niah=null",
+        "export.dtype=float32",  # two layers of thirty are at 14 nats, where rounding to bf16 is more than the limit
     ]
     result = drope("run", ROOT / "recipes" / "smollm2-135m.yaml", *changes, cwd=ROOT, timeout=590)
     assert result.returncode == 0, result.stderr
