@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import grimp
+import networkx
 import pytest
 from importlinter.api import read_configuration
 from importlinter.contracts.forbidden import ForbiddenContract
@@ -32,6 +33,8 @@ PROMISES = [
     ("eval.tasks.recall", "eval.scorer"),
     ("eval.inputs", "eval.tuning.judging"),
     ("eval.variants.loading", "eval.tasks.forward"),
+    ("model_surgery.hub_code.modeling_drope", "model_surgery.errors"),
+    ("model_surgery.hub_code.configuration_drope", "foundation.install"),
     ("slurm.client", "pipeline.errors"),
     ("slurm.client", "model_surgery.files"),
     ("pipeline.commands.stages", "pipeline.cli"),
@@ -95,6 +98,13 @@ def upward_imports(layers: list[str], prefix: str) -> Iterator[Import]:
             yield from itertools.permutations(names, 2)
 
 
+def circles(graph: grimp.ImportGraph) -> list[list[str]]:
+    """Groups of modules that import each other, directly or through others."""
+    edges = ((module, other) for module in graph.modules for other in graph.find_modules_directly_imported_by(module))
+    together = networkx.strongly_connected_components(networkx.DiGraph(edges))
+    return sorted(sorted(modules) for modules in together if len(modules) > 1)
+
+
 def test_every_kind_of_contract_is_known() -> None:
     assert {options["type"] for options in CONTRACTS.values()} <= KINDS.keys()
 
@@ -113,3 +123,41 @@ def test_a_promise_is_guarded_by_a_contract(planted: Import, imports: grimp.Impo
     assert set(planted) <= imports.modules
     broken = with_import(imports, planted)
     assert not all(is_kept(options, broken) for options in CONTRACTS.values())
+
+
+def test_the_contract_of_hub_code_names_all_of_model_surgery(imports: grimp.ImportGraph) -> None:
+    options = CONTRACTS["model_surgery.hub_code imports nothing of the project"]
+    roots = {*CONFIGURATION["session_options"]["root_packages"]} - {"model_surgery"}
+    others = imports.find_children("model_surgery") - {"model_surgery.hub_code"}
+    assert set(options["forbidden_modules"]) == roots | others
+
+
+def test_no_modules_import_each_other(imports: grimp.ImportGraph) -> None:
+    """Nor through others, nor by imports inside functions."""
+    assert circles(imports) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("pipeline.recipe.recipe", "pipeline.recipe.yaml_files"),
+        ("model_surgery.shape", "slurm.errors", "eval.errors", "model_surgery.errors"),
+    ],
+    ids=" to ".join,
+)
+def test_a_planted_circle_is_noticed(path: tuple[str, ...], imports: grimp.ImportGraph) -> None:
+    broken = imports
+    for planted in itertools.pairwise([*path, path[0]]):
+        broken = with_import(broken, planted)
+    assert any(set(path) <= set(modules) for modules in circles(broken))
+
+
+def test_an_import_inside_a_function_closes_a_circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "planted_circle"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "first.py").write_text("from planted_circle import second\n")
+    (package / "second.py").write_text("def late():\n    from planted_circle.first import second\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    graph = grimp.build_graph("planted_circle", cache_dir=None)
+    assert circles(graph) == [["planted_circle.first", "planted_circle.second"]]

@@ -91,23 +91,28 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         value = parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"override {override!r}: the value is not valid YAML") from error
-    *path, last = dotted.split(".")
+    keys = dotted.split(".")
     target: Any = raw
-    for key in path:
-        target = _list_item(target, key, override) if isinstance(target, list) else target.setdefault(key, {})
+    for depth, key in enumerate(keys[:-1], 1):
+        if isinstance(target, list):
+            target = _list_item(target, key, override)
+        else:
+            target = target.setdefault(_name_in_file(target, keys[:depth]), {})
         if not isinstance(target, dict | list):
             raise RecipeError(f"override {override!r}: {key} is a plain value and has no fields")
     if isinstance(target, list):
-        _list_item(target, last, override)
-        target[int(last)] = value
+        _list_item(target, keys[-1], override)
+        target[int(keys[-1])] = value
     else:
-        for other in other_names(Recipe, _location(dotted)):  # the file may have the field under its old name
-            target.pop(other, None)
-        target[last] = value
+        target[_name_in_file(target, keys)] = value
 
 
-def _location(dotted: str) -> tuple[int | str, ...]:
-    return tuple(int(part) if part.isdecimal() else part for part in dotted.split("."))
+def _name_in_file(section: dict[str, Any], keys: list[str]) -> str:
+    """The name under which the section has the field at the path `keys`; the path's own where it has it under none."""
+    if keys[-1] in section:
+        return keys[-1]
+    location = tuple(int(key) if key.isdecimal() else key for key in keys)
+    return next((name for name in other_names(Recipe, location) if name in section), keys[-1])
 
 
 def _list_item(items: list[Any], key: str, override: str) -> Any:

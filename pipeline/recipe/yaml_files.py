@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_origin
 
 import yaml
 from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from pipeline.errors import RecipeError
 
@@ -86,10 +87,7 @@ def describe(error: ValidationError, root: type[BaseModel]) -> str:
     field = ".".join(str(part) for part in first["loc"]) or "the whole"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = fields_of(root, first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        return f"{field}: unknown key; {hint}{more}"
+        return f"{field}: unknown key; {known_key(root, first['loc'])}{more}"
     if first["type"] == "missing":
         return f"{field}: is required{more}"
     message = first["msg"].removeprefix("Value error, ")
@@ -123,6 +121,13 @@ def nearest_word(problem: dict[str, Any]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def known_key(root: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """A hint at the nearest key, old names too, to the unknown one at `location`; where none is near, all new names."""
+    section = section_at(root, location[:-1])
+    near = difflib.get_close_matches(str(location[-1]), fields_by_name(section) if section else (), n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(fields_of(root, location[:-1]))}"
+
+
 def fields_of(root: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Names of the fields of the section at `location` below `root`; empty where there is no section."""
     section = section_at(root, location)
@@ -132,12 +137,18 @@ def fields_of(root: type[BaseModel], location: tuple[int | str, ...]) -> list[st
 def other_names(root: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
     """The other names under which the field at `location` below `root` is read: its new one, or old ones."""
     section = section_at(root, location[:-1])
-    for name, field in section.model_fields.items() if section else ():
+    fields = fields_by_name(section) if section else {}
+    key = str(location[-1])
+    return {name for name, field in fields.items() if field is fields.get(key)} - {key}
+
+
+def fields_by_name(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a section, each under every name that it is read under."""
+    fields: dict[str, FieldInfo] = {}
+    for name, field in section.model_fields.items():
         choices = field.validation_alias.choices if isinstance(field.validation_alias, AliasChoices) else []
-        names = {name, *(choice for choice in choices if isinstance(choice, str))}
-        if location[-1] in names:
-            return names - {str(location[-1])}
-    return set()
+        fields |= dict.fromkeys([name, *(choice for choice in choices if isinstance(choice, str))], field)
+    return fields
 
 
 def section_at(root: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
@@ -148,7 +159,7 @@ def section_at(root: type[BaseModel], location: tuple[int | str, ...]) -> type[B
         if isinstance(part, int) or is_free:
             is_free = False
             continue
-        field = model.model_fields.get(part)
+        field = fields_by_name(model).get(part)
         section = _section_type(field.annotation) if field is not None else None
         if field is None or section is None:
             return None

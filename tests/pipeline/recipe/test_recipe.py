@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel, Field
 
 from pipeline.errors import RecipeError
 from pipeline.recipe import recipe as recipes
@@ -55,6 +55,32 @@ def test_an_override_may_have_the_fields_old_name_and_the_file_too(
     assert recipe.evaluation.niah is not None and recipe.evaluation.niah.context_factors == (1, 8)
 
 
+@pytest.mark.parametrize("file", ["context_factors", "lengths"])
+@pytest.mark.parametrize("override", ["context_factors", "lengths"])
+def test_an_override_of_a_list_item_may_have_the_fields_old_name(
+    write_recipe: Callable[..., Path], file: str, override: str
+) -> None:
+    path = write_recipe(evaluation={file: [2, 4], "niah": {file: [3, 4]}})
+    recipe = load_recipe(path, (f"evaluation.{override}.0=1", f"evaluation.niah.{override}.1=8"))
+    assert recipe.evaluation.context_factors == (1, 4)
+    assert recipe.evaluation.niah is not None and recipe.evaluation.niah.context_factors == (3, 8)
+
+
+def test_an_override_may_run_through_a_section_under_its_old_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Inner(BaseModel):
+        rows: int = Field(validation_alias=AliasChoices("rows", "lines"))
+
+    class Outer(BaseModel):
+        part: Inner = Field(validation_alias=AliasChoices("part", "piece"))
+
+    monkeypatch.setattr(recipes, "Recipe", Outer)
+    raw = {"piece": {"lines": 1}}
+    recipes.apply_override(raw, "part.rows=2")
+    assert raw == {"piece": {"lines": 2}}
+    recipes.apply_override(raw, "piece.rows=3")
+    assert raw == {"piece": {"lines": 3}}
+
+
 def test_a_field_under_both_names_is_refused(write_recipe: Callable[..., Path]) -> None:
     path = write_recipe(evaluation={"context_factors": [1, 2], "lengths": [1, 2]})
     with pytest.raises(
@@ -91,6 +117,9 @@ def test_numbers_with_an_exponent_are_numbers() -> None:
     ("override", "parts"),
     [
         ("recalibration.tokns=5", ["recalibration.tokns", "unknown key", "did you mean tokens?"]),
+        ("evaluation.lenghts=[1]", ["evaluation.lenghts", "unknown key", "did you mean lengths?"]),
+        ("evaluation.context_factor=[1]", ["unknown key", "did you mean context_factors?"]),
+        ("evaluation.nonsense=5", ["unknown key; known: variants, context_factors, batch_tokens,"]),
         ("nonsense=5", ["nonsense", "unknown key", "known:"]),
         ("recalibration.batch=ten", ["recalibration.batch = 'ten'", "integer"]),
         ("recalibration.zero_stage=4", ["recalibration.zero_stage = 4", "1, 2 or 3"]),
