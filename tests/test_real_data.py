@@ -41,6 +41,7 @@ def test_two_layers_are_its_own(smollm2: Path, smollm2_two_layers: Path) -> None
     assert (len(model.model.layers), model.config.num_hidden_layers) == (2, 2)
 
 
+@pytest.mark.long
 def test_wikitext_2(smollm2: Path, extra_data: Callable[[str], Path]) -> None:
     """3.2 to 3.3 nats, with rows of 512 and 1,024, is what an independent conversion gave."""
     text = (extra_data("text/wikitext2-test.txt")).read_text(encoding="utf-8")

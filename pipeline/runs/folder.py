@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from foundation.files import is_temporary, write_json
+from foundation.files import is_temporary, remove_leftovers, write_json
 from foundation.full_disk import explained_full_disk
 from pipeline.errors import BAD_INPUT, RecipeError
 from pipeline.recipe.recipe import Recipe, write_recipe
@@ -113,9 +113,8 @@ def prepare_folder(stage: Stage, identity: Identity, folder: Path) -> None:
     """An empty folder, or for a stage that resumes the one that was left, marked with what it is made from."""
     if folder.is_dir() and not stage.resumes:
         shutil.rmtree(folder)
-    for path in folder.rglob("*"):
-        if is_temporary(path):  # of a write that was cut off; it would count as an output
-            path.unlink()
+    for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        remove_leftovers(place)  # those of other machines stay: tasks of the stage may be writing them
     if (folder / STARTED_FILE).is_file():
         log.info("%-13s goes on from where it was cut off", stage.name)
     mark_begun(identity, folder)
@@ -134,10 +133,15 @@ def has_progress(stage: Stage, folder: Path) -> bool:
 
 
 def output_files(stage: Stage, folder: Path) -> list[Path]:
-    """The files that the stage made, without its scratch."""
+    """The files that the stage made, without its scratch and what writes that were cut off have left."""
     marks = (folder / MANIFEST_FILE, folder / STARTED_FILE)
     files = (path for path in folder.rglob("*") if path.is_file() and path not in marks)
-    return [path for path in files if path.relative_to(folder).parts[0] not in stage.scratch]
+    relative = ((path, path.relative_to(folder).parts) for path in files)
+    return [
+        path
+        for path, parts in relative
+        if parts[0] not in stage.scratch and not any(is_temporary(Path(part)) for part in parts)
+    ]
 
 
 def refuse_foreign_folder(folder: Path) -> None:

@@ -76,6 +76,7 @@ MEASURED: dict[str, tuple[dict[str, int], str]] = {
 LENGTH = 4096
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_estimates_are_near_what_a_process_holds(tmp_path: Path) -> None:
     cases = [

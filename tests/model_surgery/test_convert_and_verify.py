@@ -153,6 +153,7 @@ def test_tokens_are_text_and_random_ones(small_llama: Path, tiny_model: Path, tm
     assert verification_tokens(without, shape, 20)[1] == 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_real_checkpoint_at_tp_3_passes(smollm2_two_layers: Path, tmp_path: Path) -> None:
     made = convert.run(SurgeryConfig(tensor_parallel=3), source=smollm2_two_layers, out_dir=tmp_path)

@@ -203,6 +203,7 @@ def test_what_cannot_be_had_is_one_clear_line(hub: HubServer, tmp_path: Path):
     assert "no revision ffff" in commit
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_no_bad_input_and_no_bad_document(
     hub: HubServer, tmp_path: Path, stories: list[str]

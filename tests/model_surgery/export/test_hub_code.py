@@ -76,7 +76,9 @@ def run_remotely(folder: Path, scratch: Path) -> torch.Tensor:
     return load_file(scratch / "out")["logits"]
 
 
-@pytest.mark.parametrize(("family", "norms"), [("llama", "full"), ("qwen2", "k_only")])
+@pytest.mark.parametrize(
+    ("family", "norms"), [("llama", "full"), pytest.param("qwen2", "k_only", marks=pytest.mark.long)]
+)
 def test_remote_code_in_a_fresh_process(family: str, norms: str, drope_export: Callable, tmp_path: Path) -> None:
     model, folder = drope_export(family, norms)
     expected = model.logits(TOKENS)

@@ -93,6 +93,7 @@ def test_damaged_checkpoints_are_passed_by_and_other_ranks_go_on(stopped: Path, 
     assert facts["machines"][0].endswith(": 2 x CPU (x86_64)") or "CUDA" in facts["machines"][0]
 
 
+@pytest.mark.long
 def test_a_decay_is_branched_off_a_kept_checkpoint(stopped: Path, drope: Any) -> None:
     """Another schedule and a shorter budget, from step 6 of the run that went on."""
     trunk = run_of(stopped) / "recalibration"

@@ -46,6 +46,7 @@ def test_compiled_layers_train_as_transformers_does(
     assert [event["layers"] for event in read_events(out) if event["event"] == "started"] == ["compiled"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_where_nothing_can_be_compiled_nothing_begins(
     layouts: dict[str, Path],

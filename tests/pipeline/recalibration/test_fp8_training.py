@@ -35,7 +35,7 @@ DEVICE = Device("a CPU that stands in for Hopper", (10, 0), "2.20.2", cudnn=(9, 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training processes in which Transformer Engine works, and a GPU of the Hopper kind where they are started."""
     monkeypatch.setattr(stage, "WORKER", "tests.te_stand_in.worker")
-    monkeypatch.setattr(stage, "this_device", lambda: DEVICE)
+    monkeypatch.setattr("pipeline.recalibration.checks.this_device", lambda: DEVICE)
 
 
 @pytest.mark.slow

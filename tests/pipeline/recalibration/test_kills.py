@@ -111,6 +111,7 @@ class Victim:
         assert not alive
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_trainings_end_as_if_they_never_had_been(
     tensor_parallel: int,
@@ -152,6 +153,7 @@ def test_killed_trainings_end_as_if_they_never_had_been(
     assert not any(spec.checkpoints.glob(".step-*"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_training_whose_rank_freezes_ends_soon_and_says_which(
     layouts: dict[str, Path], shards: Path, settings: Callable[..., RecalibrationConfig], tmp_path: Path

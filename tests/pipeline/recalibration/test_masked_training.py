@@ -18,7 +18,8 @@ Train = Callable[..., list[dict[str, float]]]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("zero_stage", "model", "micro_batch", "position"), [(1, "untied", 1, "none"), (3, "tied", 2, "rope")]
+    ("zero_stage", "model", "micro_batch", "position"),
+    [(1, "untied", 1, "none"), pytest.param(3, "tied", 2, "rope", marks=pytest.mark.long)],
 )
 def test_tp2_dp2_with_accumulation_equals_single_process_reference(
     zero_stage: int,

@@ -92,6 +92,7 @@ MEASURED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_estimates_are_near_what_processes_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resident memory at TP 2, rows of 1,024 tokens; what a CPU's RMSNorm keeps besides is added to the estimate."""

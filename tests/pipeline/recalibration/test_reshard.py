@@ -60,7 +60,13 @@ CASES = {
     "bf16-zero1-same-ranks": Case("odd", "bf16", Ranks(2, 2, 1), Ranks(2, 2, 1), 0.0, True),
     "bf16-zero1-to-tp1-zero3": Case("odd", "bf16", Ranks(2, 2, 1), Ranks(1, 2, 3), 2e-2),
 }
-LONG = ("zero3-tp2dp2-to-tp1", "zero3-same-ranks", "bf16-zero1-same-ranks")
+LONG = (
+    "qwen2-zero2-tp2-to-tp3",
+    "bf16-zero1-to-tp1-zero3",
+    "zero3-tp2dp2-to-tp1",
+    "zero3-same-ranks",
+    "bf16-zero1-same-ranks",
+)
 
 
 @pytest.fixture(scope="module")

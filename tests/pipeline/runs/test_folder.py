@@ -1,17 +1,20 @@
 """A run's folder without its training: what is looked at, refused and removed. Whole runs: test_run_local.py."""
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from foundation.files import temporary_path
 from pipeline.errors import RecipeError
 from pipeline.recipe.recipe import Recipe, load_recipe
 from pipeline.runs import folder as run_folder
-from pipeline.runs.folder import Identity, identify, is_complete, prepare_folder, save_manifest
+from pipeline.runs.folder import Identity, identify, is_complete, output_files, prepare_folder, save_manifest
 from pipeline.runs.manifest import Manifest, now
 from pipeline.stages.evaluation import EvaluationStage
 from pipeline.stages.order import STAGES
@@ -82,10 +85,22 @@ def test_leftovers_of_a_cut_off_write_do_not_become_outputs(write_recipe: Callab
     recipe = load_recipe(write_recipe())
     stage, folder = BY_NAME["recalibration"], recipe.folder / "recalibration"
     (folder / "layout").mkdir(parents=True)
-    (folder / "checkpoints").mkdir()
-    (folder / "layout" / ".tp00-0000.safetensors.77.tmp").touch()
+    (folder / "row-index").mkdir()
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    of_this_process = temporary_path(folder / "layout" / "tp00.safetensors")
+    own = (temporary_path(folder / "layout" / "tp01.safetensors"), temporary_path(folder / "row-index" / "key"))
+    of_a_dead_one = [path.with_name(path.name.replace(f"-{os.getpid()}-", f"-{killed.pid}-")) for path in own]
+    of_another_version = folder / "layout" / ".tp00-0000.safetensors.77.tmp"
+    for path in (of_this_process, of_a_dead_one[0], of_another_version, folder / "layout" / "layout.json"):
+        path.touch()
+    of_a_dead_one[1].mkdir()  # the index of the rows, cut off while Megatron-core built it
+    (of_a_dead_one[1] / "index.npy").touch()
     prepare_folder(stage, Identity(config={}, inputs={}), folder)
-    assert sorted(path.name for path in folder.rglob("*")) == ["checkpoints", "layout", "started.json"]
+    # A task of the stage that lives may be writing its own.
+    assert of_this_process.exists() and not any(path.exists() for path in of_a_dead_one)
+    (folder / "started.json").unlink()
+    assert output_files(stage, folder) == [folder / "layout" / "layout.json"]
 
 
 def test_a_folder_that_is_no_run_is_left_alone(write_recipe: Callable[..., Path], tmp_path: Path, drope: Any) -> None:

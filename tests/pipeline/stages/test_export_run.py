@@ -38,6 +38,7 @@ def test_a_format_that_no_class_has_is_refused_before_any_work(write_recipe: Cal
     assert result.stderr.startswith("drope: export.format = identity_rope: no stock class has a norm over all heads")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.real_processes
 def test_a_whole_run_with_norms_and_a_scale(write_recipe: Callable[..., Path], raw_recipe: dict, drope: Any) -> None:

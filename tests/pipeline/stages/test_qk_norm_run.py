@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.runs.manifest import Manifest
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", pytest.param("per_head", marks=pytest.mark.long)])
 def test_a_recipe_with_qk_norm_runs_through_all_stages(

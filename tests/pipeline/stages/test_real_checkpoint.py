@@ -27,6 +27,7 @@ SHORT = (
 )
 
 
+@pytest.mark.long
 def test_tinystories_through_all_stages(extra_data: Callable[[str], Path], tmp_path: Path, drope: Any) -> None:
     recipe = ROOT / "recipes" / "tinystories-656k.yaml"
     local = [
@@ -35,6 +36,7 @@ def test_tinystories_through_all_stages(extra_data: Callable[[str], Path], tmp_p
         f"data.sources.1={{path: {extra_data('text/tinystories-validation.jsonl')}, split: validation}}",
         "data.tokens=null",
         f"evaluation.harness.0.path={extra_data('benchmarks/arc_easy.jsonl')}",
+        r'evaluation.harness.0.suffix="\nAnswer:"',
         f"evaluation.harness.1.path={extra_data('benchmarks/piqa.jsonl')}",
     ]
     result = drope("run", recipe, f"runs_dir={tmp_path}", *local, *SHORT, cwd=ROOT, timeout=590)
@@ -58,6 +60,7 @@ def test_tinystories_through_all_stages(extra_data: Callable[[str], Path], tmp_p
     assert "DroPE on TinyStories-656K" in page and page.count("<svg") >= 3
 
 
+@pytest.mark.long
 def test_two_layers_of_smollm2_through_all_stages(
     smollm2_two_layers: Path, real_texts: list[str], tmp_path: Path, drope: Any
 ) -> None:

@@ -117,6 +117,7 @@ def errors(result: subprocess.CompletedProcess[str]) -> list[str]:
     return text[1].strip().splitlines()
 
 
+@pytest.mark.long
 def test_what_is_fetched_is_enough_without_a_network(
     drope: Any, write_recipe: Callable[..., Path], hub: HubServer, online: dict[str, str], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from pipeline.runs.manifest import Manifest
 STEP_6 = "step-00000006"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.real_processes
 def test_a_run_goes_on_at_another_tp_degree(write_recipe: Callable[..., Path], drope: Any, tmp_path: Path) -> None:
