@@ -69,7 +69,7 @@ def work(
 ) -> int:
     """The share of task `task` (0 ... of - 1) of the pieces in `out_dir`; the number of pieces that it did.
 
-    Every task finds the same pieces. `run`, or `merge_only`, puts them together when all tasks are done.
+    Every task finds the same pieces. `run` puts them together when all tasks are done.
 
     Raises: DataError as `run`.
     """

@@ -292,8 +292,8 @@ def not_tokens(factors: tuple[int, ...]) -> tuple[int, ...]:
     """Raises: ValueError for a context factor that must be meant as a length in tokens."""
     if max(factors) > MOST_FACTOR:
         raise ValueError(
-            f"these are multiples of the training context, {MOST_FACTOR} at most, not tokens; for 4096 tokens of a "
-            "context of 2048 write 2"
+            f"context factors are multiples of the training context (2: twice its length), {MOST_FACTOR} at most; "
+            f"{max(factors)} looks like a number of tokens"
         )
     return factors
 

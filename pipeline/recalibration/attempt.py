@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from foundation.files import write_json
 from pipeline.recipe.recalibration import ResolvedTraining
 
+JOB_FILE = "job.json"
 END_FILE = "end.json"
 
 

@@ -8,13 +8,13 @@ from data_prep.artifact import ShardSet
 from model_surgery.layout import LAYOUT_FILE, Layout
 from pipeline.errors import BAD_INPUT, RecipeError, StageFailed, Stopped
 from pipeline.launch.machines import THIS_MACHINE, Machines
-from pipeline.recalibration.attempt import AttemptEnd, TrainingSpec
+from pipeline.recalibration.attempt import JOB_FILE, AttemptEnd, TrainingSpec
 from pipeline.recalibration.checkpoints.folders import remove_incomplete
 from pipeline.recalibration.checks import check
 from pipeline.recalibration.history import continued_from
 from pipeline.recalibration.layer_choice import CHOICE_FIELDS
-from pipeline.recalibration.metrics.comparable import comparable_metrics
-from pipeline.recalibration.metrics.files import append_event, read_events
+from pipeline.recalibration.metrics.comparable import comparable_metrics, record_earlier_rows
+from pipeline.recalibration.metrics.files import Line, append_event, read_events
 from pipeline.recalibration.ranks import resolve
 from pipeline.recalibration.schedule import check_schedule
 from pipeline.recalibration.watchdog import Fault
@@ -65,7 +65,8 @@ def run(
         out_dir=out_dir,
     )
     check(spec)
-    (out_dir / "job.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
+    record_earlier_rows(out_dir)
+    (out_dir / JOB_FILE).write_text(spec.model_dump_json(indent=2), encoding="utf-8")
     # Without its layout.json a layout of an earlier, cut-off run is not taken for the one of this run.
     (out_dir / "layout" / LAYOUT_FILE).unlink(missing_ok=True)
     try:
@@ -116,15 +117,12 @@ def facts_of(spec: TrainingSpec) -> dict[str, Any]:
     lines, events = comparable_metrics(spec.out_dir), read_events(spec.out_dir)
     kinds = [event["event"] for event in events]
     started = [event for event in events if event["event"] == "started"][-1]
-    validations = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
     return {
         "steps": lines[-1]["step"],
         "tokens": lines[-1]["tokens"],
         "processes": spec.tensor_parallel * spec.config.data_parallel,
         "final_loss": lines[-1]["loss"],
-        # Not measured where the metrics begin at a later step, or on other rows than in the end.
-        "validation_loss_before": validations.get(0),
-        "validation_loss_after": [*validations.values()][-1],
+        **losses_before_and_after(lines),
         "updates_skipped": sum("skipped" in line for line in lines),
         "rollbacks": kinds.count("rollback"),
         "sessions": kinds.count("started"),
@@ -132,4 +130,16 @@ def facts_of(spec: TrainingSpec) -> dict[str, Any]:
         **{name: started[name] for name in CHOICE_FIELDS if name in started},
         "layout_digest": Layout.load(spec.out_dir / "layout").digest(),
         **continued_from(spec.out_dir),
+    }
+
+
+def losses_before_and_after(lines: list[Line]) -> dict[str, float | None]:
+    """The first and the last validation of a training, for its manifest. lines: comparable ones.
+
+    None: not measured, as the metrics begin at a later step, or measured on other rows than in the newest attempt.
+    """
+    losses = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    return {
+        "validation_loss_before": losses.get(0),
+        "validation_loss_after": next(reversed(losses.values()), None),
     }

@@ -84,7 +84,7 @@ def refuse_other(stage: Stage, recipe: Recipe, recorded: Identity) -> None:
     # Settings that counted when it was made, and inputs that are not made yet, are not compared.
     config = {name: value for name, value in recorded.config.items() if name in expected.config}
     inputs = {name: digest for name, digest in recorded.inputs.items() if name in expected.inputs}
-    changed = differences({"config": config, "inputs": inputs}, expected.model_dump())
+    changed = differences({"config": config, "inputs": inputs}, expected.model_dump(), stage.settings_in_recipes)
     if changed:
         folder = recipe.folder / stage.name
         more = f" and {len(changed) - 1} more differences" if len(changed) > 1 else ""

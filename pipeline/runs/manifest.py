@@ -5,6 +5,7 @@ import json
 import platform
 import socket
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -93,15 +94,20 @@ def describe_outputs(folder: Path, paths: list[Path]) -> tuple[Output, ...]:
     )
 
 
-def differences(recorded: dict[str, Any], expected: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted paths at which two nested settings differ, as 'path: recorded -> expected'."""
+def differences(
+    recorded: dict[str, Any], expected: dict[str, Any], names: Mapping[str, str], prefix: str = ""
+) -> list[str]:
+    """Dotted paths at which two nested settings differ, as 'path: recorded -> expected'.
+
+    names: what to call a setting in a path, by its key; others are called by their keys.
+    """
     lines = []
     for key in sorted(recorded.keys() | expected.keys()):
         old, new = recorded.get(key), expected.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, f"{prefix}{key}.")
+            lines += differences(old, new, names, f"{prefix}{key}.")
         elif old != new:
-            lines.append(f"{prefix}{key}: {_short(old)} -> {_short(new)}")
+            lines.append(f"{prefix}{names.get(key, key)}: {_short(old)} -> {_short(new)}")
     return lines
 
 

@@ -1,7 +1,7 @@
 """What a run asks of its stages. Each of them is a file in pipeline/stages and a line in order.py there."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +21,8 @@ class Stage(ABC):
     """Folders and files below the stage's that are not its outputs."""
     keeps: ClassVar[tuple[str, ...]] = ()
     """Folders of outputs that are progress too: a failure after they were made does not remove them."""
+    settings_in_recipes: ClassVar[Mapping[str, str]] = {}
+    """Recipes' names of settings that the stage's files keep under another, older name."""
     guards_progress: ClassVar[bool] = False
     """Whether it refuses by itself to go on with what was made with other settings."""
     spans_nodes: ClassVar[bool] = False

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from eval.config import EvaluationConfig
@@ -34,6 +35,7 @@ class EvaluationStage(ArrayStage):
     help = "score the exported model and its RoPE-scaled rivals"
     resumes = True
     scratch = ("units",)
+    settings_in_recipes = MappingProxyType({"lengths": "context_factors"})
     merge_resources = "report"  # putting scores together needs no GPU, and a partition of GPUs may refuse such jobs
 
     def needs(self, recipe: Recipe) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ def draw_samples(
         if sample is None:
             raise EvaluationError(
                 f"niah: a sample of {name} takes {characters} tokens without any haystack, and {config.new_tokens} are "
-                f"for the answer: {length} are too few; take longer lengths, fewer new_tokens or other tasks"
+                f"for the answer: {length} are too few; take larger context_factors, fewer new_tokens or other tasks"
             )
         samples.append(sample)
     return samples

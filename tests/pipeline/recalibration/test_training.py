@@ -129,7 +129,10 @@ def test_the_validation_may_change_while_a_run_is_under_way(
     without_measured: Callable[[list[dict]], list[dict]],
     tmp_path: Path,
 ) -> None:
-    """The trained weights do not depend on it; the best step is looked for among validations of the same rows."""
+    """The trained weights do not depend on it; the best step is looked for among validations of the same rows.
+
+    So where an older version began it, whose attempts did not record their rows.
+    """
     config = settings(data_parallel=1, keep_best=True, keep_checkpoints=9, validation_every=2)
     whole = train(config, layouts["untied"], shards, tmp_path / "whole")
     resumed = tmp_path / "resumed"
@@ -138,6 +141,9 @@ def test_the_validation_may_change_while_a_run_is_under_way(
         if folders.step_of(path) > 4:
             shutil.rmtree(path)
     (resumed / "layout" / "layout.json").unlink()
+    begun = (resumed / "events.jsonl").read_text()
+    assert '"validation_rows": 7, ' in begun
+    (resumed / "events.jsonl").write_text(begun.replace('"validation_rows": 7, ', ""))
     changes = {"validation_every": 3, "validation_rows": 2, "validation_lengths": (1, 2)}
     lines = train(config.model_copy(update=changes), layouts["untied"], shards, resumed)
 

@@ -93,8 +93,8 @@ def test_lengths_in_tokens_are_refused_with_what_to_write(write_recipe: Callable
     with pytest.raises(RecipeError) as caught:
         load_recipe(write_recipe(), ("evaluation.context_factors=[2048, 4096]",))
     assert str(caught.value).endswith(
-        "recipe.yaml: evaluation.context_factors = [2048, 4096]: these are multiples of the training context, 64 at "
-        "most, not tokens; for 4096 tokens of a context of 2048 write 2"
+        "recipe.yaml: evaluation.context_factors = [2048, 4096]: context factors are multiples of the training context "
+        "(2: twice its length), 64 at most; 4096 looks like a number of tokens"
     )
 
 

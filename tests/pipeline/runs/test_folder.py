@@ -59,7 +59,7 @@ def test_a_finished_evaluation_of_an_older_version_is_recognised(write_recipe: C
     assert recorded["lengths"] == [1, 2] and "context_factors" not in recorded
     for override in ("evaluation.context_factors=[1, 2]", "evaluation.lengths=[1, 2]"):
         assert is_complete(BY_NAME["evaluation"], load_recipe(write_recipe(), (override,)))
-    with pytest.raises(RecipeError, match=r"config\.lengths: \[1, 2\] -> \[1, 4\]"):
+    with pytest.raises(RecipeError, match=r"config\.context_factors: \[1, 2\] -> \[1, 4\]"):
         is_complete(BY_NAME["evaluation"], load_recipe(write_recipe(), ("evaluation.context_factors=[1, 4]",)))
 
 
