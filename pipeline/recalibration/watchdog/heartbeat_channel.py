@@ -14,7 +14,8 @@ from pipeline.recalibration.watchdog.heartbeat import Heartbeat
 log = logging.getLogger(__name__)
 
 _VERDICT = "verdict"
-_GOODBYE_SECONDS = 2.0
+_GOODBYE_SECONDS = 10.0
+"""A thread that is in the store's C++ when Python ends takes the process with it (SIGABRT). A frozen store keeps it."""
 
 
 class HeartbeatChannel:
