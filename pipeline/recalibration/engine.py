@@ -39,7 +39,7 @@ def build_engine(
         model=model,
         model_parameters=parameter_groups(model, config.weight_decay),
         mpu=ModelParallelUnit(),
-        config=engine_config(config),
+        config=engine_config(config, parameters=sum(parameter.numel() for parameter in model.parameters())),
     )
     return engine
 
@@ -55,8 +55,8 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     ]
 
 
-def engine_config(config: ResolvedTraining) -> dict[str, Any]:
-    """DeepSpeed's configuration (https://www.deepspeed.ai/docs/config-json/) for these settings."""
+def engine_config(config: ResolvedTraining, *, parameters: int) -> dict[str, Any]:
+    """DeepSpeed's configuration (https://www.deepspeed.ai/docs/config-json/) for a rank with so many parameters."""
     return {
         "train_batch_size": config.batch,
         "train_micro_batch_size_per_gpu": config.micro_batch,
@@ -64,7 +64,8 @@ def engine_config(config: ResolvedTraining) -> dict[str, Any]:
         "gradient_clipping": config.gradient_clip,
         "zero_optimization": {
             "stage": config.zero_stage,
-            "reduce_bucket_size": REDUCE_BUCKET,
+            # DeepSpeed takes the whole bucket for every micro batch, and torch's deterministic mode fills it.
+            "reduce_bucket_size": min(parameters, REDUCE_BUCKET),
             # DeepSpeed's ZeRO 1 and 2 sum a bucket over all ranks either way; so it does without copies of it.
             "reduce_scatter": config.zero_stage == 3,
         },

@@ -70,6 +70,9 @@ def fork_ranks() -> None:
         request = forked.Request(tuple(arguments), environment, os.getcwd(), None, True, (), os.getpid())
         return Child(lambda: run(request))
 
+    # It walks through all imported modules, some ten times in a torchrun, for the names of methods in events.
+    rendezvous = importlib.import_module("torch.distributed.elastic.rendezvous.dynamic_rendezvous")
+    rendezvous.get_method_name = lambda depth=2: "forked"
     backend = importlib.import_module("deepspeed.comm.torch")
     operator = backend.build_shm_op()
     backend.build_shm_op = lambda: operator

@@ -52,7 +52,13 @@ def test_a_budget_too_small_for_its_schedule_is_refused(changes: dict, part: str
 
 def test_accumulation_makes_up_the_global_batch() -> None:
     resolved = ResolvedTraining.of(settings(batch=48), micro_batch=2, data_parallel=4)
-    assert engine_config(resolved)["gradient_accumulation_steps"] == 6
+    assert engine_config(resolved, parameters=1)["gradient_accumulation_steps"] == 6
+
+
+def test_a_small_model_takes_no_large_bucket() -> None:
+    resolved = ResolvedTraining.of(settings(), micro_batch=2, data_parallel=2)
+    buckets = [engine_config(resolved, parameters=n)["zero_optimization"]["reduce_bucket_size"] for n in (9, 10**10)]
+    assert buckets == [9, 200_000_000]
 
 
 def test_norms_do_not_decay() -> None:
