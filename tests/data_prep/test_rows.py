@@ -1,7 +1,4 @@
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from data_prep.joined_shards import JoinedShards
 from data_prep.rows import Rows, borders, build_rows
 from foundation.errors import DiskError
 from foundation.files import temporary_path
+from tests.forked import Starter
 
 LENGTH = 32
 SEED = 1234
@@ -246,21 +244,11 @@ def test_full_disk_under_the_cache(tmp_path: Path, make_shards, small_disk: Path
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=[pytest.mark.slow, pytest.mark.long])])
-def test_all_processes_of_a_group_see_the_rows_of_a_single_one(tmp_path: Path, make_shards, world: int):
+def test_all_processes_of_a_group_see_the_rows_of_a_single_one(
+    tmp_path: Path, make_shards, starter: Starter, world: int
+):
     shards = make_shards(tmp_path, (2.0, 1.0))
-    arguments = [sys.executable, "-c", WORKER]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    processes = [
-        subprocess.Popen([*arguments, str(rank), str(world), str(tmp_path)], env=environment, stderr=subprocess.PIPE)
-        for rank in range(world)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors.decode()
-    finally:
-        for process in processes:
-            process.kill()
+    starter.run_together([["-c", WORKER, str(rank), str(world), str(tmp_path)] for rank in range(world)])
     single = build(shards, tmp_path, 500, cache_dir=tmp_path / "single")
     expected = [tokens(single.train), tokens(single.validation)]
     for rank in range(world):

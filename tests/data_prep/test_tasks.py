@@ -94,19 +94,10 @@ def test_a_merge_with_a_piece_missing_names_it(tmp_path, corpus, settings):
         check_merge(config, tokenizer=settings["tokenizer"], out_dir=tmp_path / "out")
 
 
-def test_tasks_that_start_together_on_an_empty_folder(tmp_path, corpus, settings, expected):
+def test_tasks_that_start_together_on_an_empty_folder(tmp_path, corpus, settings, expected, starter):
     """All plan, one plan counts; all write, each its own pieces; nobody refuses anybody."""
-    for number in range(6):
-        (tmp_path / f"task{number}").mkdir()
-    script = START.replace("of=2", "of=6")
-    command = [sys.executable, "-c", script, config_of(*corpus).model_dump_json(), str(settings["tokenizer"])]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    tasks = [
-        subprocess.Popen([*command, str(tmp_path / "out"), str(number)], env=environment, stderr=subprocess.PIPE)
-        for number in range(6)
-    ]
-    failed = [task.communicate()[1][-500:] for task in tasks if task.wait() != 0]
-    assert not failed
+    words = ["-c", START.replace("of=2", "of=6"), config_of(*corpus).model_dump_json(), str(settings["tokenizer"])]
+    starter.run_together([[*words, str(tmp_path / "out"), str(number)] for number in range(6)])
     check_merge(config_of(*corpus), tokenizer=settings["tokenizer"], out_dir=tmp_path / "out")
     run(config_of(*corpus), **settings, out_dir=tmp_path / "out", workers=1)
     assert fingerprint(tmp_path / "out") == expected

@@ -2,10 +2,8 @@
 
 import csv
 import json
-import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,8 +18,7 @@ from eval.models import Models
 from eval.results import Results, Score
 from eval.run import run
 from eval.units import plan_units
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.forked import REPOSITORY, Starter
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +112,7 @@ def test_changed_configuration_scores_only_what_it_touches(
 
 
 def test_goes_on_after_a_kill(
-    whole: tuple[Path, Results], config: EvaluationConfig, models: Models, tmp_path: Path
+    whole: tuple[Path, Results], config: EvaluationConfig, models: Models, starter: Starter, tmp_path: Path
 ) -> None:
     out_dir = tmp_path / "evaluation"
     (tmp_path / "arguments").write_bytes(pickle.dumps((config, models, out_dir)))
@@ -123,10 +120,8 @@ def test_goes_on_after_a_kill(
         "import pickle, sys, torch; torch.set_num_threads(1); from eval.run import run\n"
         "config, models, out_dir = pickle.load(open(sys.argv[1], 'rb')); run(config, models=models, out_dir=out_dir)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "arguments")], env=environment, stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-c", program, str(tmp_path / "arguments")]
+    process = starter.Popen(command, cwd=REPOSITORY)
     deadline = time.monotonic() + 120
     while len(list((out_dir / "units").glob("*.json"))) < 3:
         assert process.poll() is None and time.monotonic() < deadline

@@ -6,6 +6,7 @@ Where that matters (see `must_import_anew`), or a GPU is there, a real one is st
 """
 
 import atexit
+import json
 import os
 import pickle
 import select
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 READ_AT_IMPORT = ("PYTHON", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH", "DS_", "LD_", "HOME", "XDG_", "CUDA_VIS")
+READY = "ready "
+"""With this, and its environment as JSON, begins the line that the server prints once it listens."""
 READ_LATER = ("PYTHONWARNINGS", "DS_ACCELERATOR", "TORCHINDUCTOR_DETERMINISTIC")
 
 
@@ -36,7 +40,9 @@ def must_import_anew(environment: Mapping[str, str]) -> bool:
     """Whether the environment differs from the server's in what libraries read when they are imported."""
     before = environment_at_start()
     names = [name for name in {*environment, *before} if name.startswith(READ_AT_IMPORT) and name not in READ_LATER]
-    return any(environment.get(name) != before.get(name) for name in names)
+    changed = [name for name in names if environment.get(name) != before.get(name)]
+    # Libraries set some of these when they are imported, in a test's process as in the server.
+    return any(environment.get(name) != server().environment.get(name) for name in changed)
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class Popen:
         )
         streams = [_number(stream, default) for default, stream in enumerate((None, stdout, stderr))]
         self._connection = socket.socket(socket.AF_UNIX)
-        self._connection.connect(server())
+        self._connection.connect(server().socket)
         message = pickle.dumps(request)
         socket.send_fds(self._connection, [struct.pack("<I", len(message))], [*streams, *pass_fds])
         self._connection.sendall(message)
@@ -156,10 +162,37 @@ class Starter:
             stderr.seek(0)
             return subprocess.CompletedProcess(list(command), process.returncode, stdout.read(), stderr.read())
 
+    def run_together(self, arguments: Sequence[Sequence[str]], timeout: float = 300) -> None:
+        """A Python with each of these arguments, all at once, with one thread each.
+
+        Raises: AssertionError with what the first that failed wrote to its standard error;
+            subprocess.TimeoutExpired. Nothing runs on in either case.
+        """
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with ExitStack() as stack:
+            processes = []
+            for words in arguments:
+                errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+                command = [sys.executable, *words]
+                process = self.Popen(command, env=environment, cwd=REPOSITORY, stderr=errors)
+                stack.callback(process.kill)
+                processes.append((process, errors))
+            for process, errors in processes:
+                if process.wait(timeout) != 0:
+                    errors.seek(0)
+                    raise AssertionError(errors.read())
+
+
+@dataclass(frozen=True)
+class ServerAddress:
+    socket: str
+    environment: dict[str, str]
+    """After its imports."""
+
 
 @cache
-def server() -> str:
-    """The socket of the server, which is started when it is first asked for; it ends with this process."""
+def server() -> ServerAddress:
+    """The server, which is started when it is first asked for; it ends with this process."""
     folder = tempfile.TemporaryDirectory(prefix="fork-server-")
     path = f"{folder.name}/socket"
     process = subprocess.Popen(
@@ -170,7 +203,8 @@ def server() -> str:
         text=True,
     )
     assert process.stdout is not None
-    if "ready\n" not in process.stdout:
+    ready = next((line for line in process.stdout if line.startswith(READY)), None)
+    if ready is None:
         raise RuntimeError("the fork server ended; its traceback stands above")
 
     def end() -> None:
@@ -179,7 +213,7 @@ def server() -> str:
         folder.cleanup()
 
     atexit.register(end)
-    return path
+    return ServerAddress(path, json.loads(ready.removeprefix(READY)))
 
 
 @cache

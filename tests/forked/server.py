@@ -1,4 +1,4 @@
-"""The process that others are forked from: `python -m tests.forked.server SOCKET`; it prints "ready" once it listens.
+"""The process that others are forked from: `python -m tests.forked.server SOCKET`; it prints READY once it listens.
 
 It imports what commands and ranks import, computes nothing (threads of a pool would be missing after a fork) and forks
 a process for every connection. A process is killed when its connection closes, as a child is that asked to die with
@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import fcntl
 import importlib
+import json
 import os
 import pickle
 import pkgutil
@@ -32,6 +33,7 @@ LIBRARIES = (
     "deepspeed", "megatron.core", "megatron.core.models.gpt", "torch.distributed.run", "torch.utils.tensorboard",
     "transformers.models.llama.modeling_llama", "transformers.models.qwen2.modeling_qwen2", "matplotlib.figure",
     "transformers.models.smollm3.modeling_smollm3", "pyarrow.parquet", "multiprocessing.spawn",
+    "lm_eval.models.huggingface",
 )  # fmt: skip
 PACKAGES = ("foundation", "data_prep", "model_surgery", "eval", "slurm", "pipeline")
 
@@ -238,12 +240,13 @@ def main() -> None:
     from pipeline.launch.processes import die_with_parent
 
     die_with_parent()
-    path = sys.argv[1]
+    forked.environment_at_start()
     preload()
     fork_ranks()
-    forked.server = lambda: path  # forked processes fork from it too
-    server = Server(path)
-    print("ready", flush=True)
+    address = forked.ServerAddress(sys.argv[1], dict(os.environ))
+    forked.server = lambda: address  # forked processes fork from it too
+    server = Server(address.socket)
+    print(f"{forked.READY}{json.dumps(address.environment)}", flush=True)
     server.serve()
 
 

@@ -1,10 +1,8 @@
 """Needles and LongBench through the whole stage, against plain lm-eval on the same samples, and killed in between."""
 
 import json
-import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,8 +21,7 @@ from eval.run import run
 from eval.tasks.lm_tasks import task_over
 from eval.tasks.longbench import load_items
 from eval.variants.loading import load_variant
-
-REPOSITORY = Path(__file__).resolve().parents[3]
+from tests.forked import REPOSITORY, Starter
 
 
 def item(text: str, place: int) -> dict[str, object]:
@@ -140,7 +137,7 @@ def test_a_prompt_that_is_too_long_loses_its_middle(whole: tuple[Path, Results])
 
 
 def test_a_killed_unit_goes_on_after_its_last_answer(
-    whole: tuple[Path, Results], config: EvaluationConfig, models: Models, tmp_path: Path
+    whole: tuple[Path, Results], config: EvaluationConfig, models: Models, starter: Starter, tmp_path: Path
 ) -> None:
     out_dir = tmp_path / "evaluation"
     niah = config.niah.model_copy(update={"samples": 24, "tasks": ("niah_single_1",), "context_factors": (2,)})
@@ -152,10 +149,8 @@ def test_a_killed_unit_goes_on_after_its_last_answer(
         "from eval.run import run\n"
         "config, models, out_dir = pickle.load(open(sys.argv[1], 'rb')); run(config, models=models, out_dir=out_dir)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "arguments")], env=environment, stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-c", program, str(tmp_path / "arguments")]
+    process = starter.Popen(command, cwd=REPOSITORY)
     journal = out_dir / "units" / "niah_single_1-rope-2x.answers"
     deadline = time.monotonic() + 120
     while not journal.exists() or len(journal.read_text().splitlines()) < 4:

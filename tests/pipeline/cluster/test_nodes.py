@@ -140,7 +140,7 @@ def other_node(step: Step, log: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["well", "raises", "dies"])
+@pytest.mark.parametrize("how", ["well", pytest.param("raises", marks=pytest.mark.long), "dies"])
 def test_ranks_of_two_nodes(how: str, step: Step, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks here and one there: they end well, one there raises, or the other node is gone at once."""
     monkeypatch.setattr(session, "FAILING_SECONDS", 5.0)

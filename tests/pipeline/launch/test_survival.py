@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.errors import REQUEUE
 from pipeline.recalibration.metrics import read_events, read_metrics
 from pipeline.runs.manifest import Manifest
+from tests.forked import Starter
 
 pytestmark = pytest.mark.slow
 
@@ -23,20 +23,21 @@ STEPS = 60
 
 
 @pytest.fixture(scope="module")
-def stopped(raw_recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stopped(raw_recipe: dict[str, Any], starter: Starter, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe whose training was stopped by SIGUSR1 after its third checkpoint."""
     root = tmp_path_factory.mktemp("stopped")
     recipe = root / "recipe.yaml"
     training = raw_recipe["recalibration"] | {"tokens": STEPS * 4 * 32, "validation_lengths": [1, 2], "keep_every": 3}
     recipe.write_text(json.dumps({**raw_recipe, "recalibration": training, "runs_dir": str(root / "runs")}))
     command = [sys.executable, "-m", "pipeline.cli", "run", str(recipe), *TRAINING]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    with (root / "stderr").open("w") as errors:
+        process = starter.Popen(command, stderr=errors)
     checkpoints, deadline = root / "runs/tiny/recalibration/checkpoints", time.monotonic() + 240
     while len([*checkpoints.glob("step-*/complete")]) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGUSR1)
-    _, stderr_text = process.communicate(timeout=120)
-    assert process.returncode == REQUEUE, stderr_text
+    code, stderr_text = process.wait(120), (root / "stderr").read_text()
+    assert code == REQUEUE, stderr_text
     assert "the next run goes on from it" in stderr_text.strip().splitlines()[-1]
     assert "Traceback" not in stderr_text
     return recipe
@@ -121,26 +122,19 @@ def test_a_decay_is_branched_off_a_kept_checkpoint(stopped: Path, drope: Any) ->
 
 
 def test_a_signal_as_training_ends_keeps_the_next_stage_from_beginning(
-    raw_recipe: dict[str, Any], tmp_path: Path, drope: Any
+    raw_recipe: dict[str, Any], tmp_path: Path, starter: Starter, drope: Any
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(raw_recipe | {"runs_dir": str(tmp_path / "runs")}))
     code = (
-        "from pipeline.recalibration import run as stage; from pipeline.cli import main; "
+        "import os; from pipeline.recalibration import run as stage; from pipeline.cli import main; "
+        "os.environ['COMMAND_OF_TEST'] = str(os.getpid()); "
         "stage.WORKER = 'tests.pipeline.launch.late_signal_worker'; main()"
     )
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "run",
-        str(recipe),
-        "recalibration.data_parallel=1",
-        "surgery.tensor_parallel=1",
-    ]
-    stopped = subprocess.run(command, capture_output=True, text=True, check=False)
+    settings = ("recalibration.data_parallel=1", "surgery.tensor_parallel=1")
+    stopped = starter.run([sys.executable, "-c", code, "run", str(recipe), *settings], timeout=300)
     assert stopped.returncode == REQUEUE, stopped.stderr
     last = stopped.stderr.strip().splitlines()[-1]
     assert last == "drope: stopped by SIGTERM before export; what comes before it is complete; the same command goes on"
     assert (run_of(recipe) / "recalibration" / "manifest.json").is_file() and not (run_of(recipe) / "export").exists()
-    assert drope("run", recipe, *command[-2:]).returncode == 0
+    assert drope("run", recipe, *settings).returncode == 0

@@ -1,8 +1,5 @@
 """Which rows every rank reads, in real processes: the same global batches whatever their number."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +7,7 @@ import torch
 
 from data_prep.artifact import ShardSet
 from data_prep.rows import build_rows
+from tests.forked import Starter
 
 BATCH, STEPS = 8, 6
 
@@ -41,30 +39,20 @@ distributed.barrier()
 
 
 def read_by(
-    folder: Path, shards: Path, world: int, steps: range, tensor_parallel: int = 1
+    starter: Starter, folder: Path, shards: Path, world: int, steps: range, tensor_parallel: int = 1
 ) -> list[dict[int, dict[str, torch.Tensor]]]:
     """What each of `world` processes reads at these steps."""
     folder.mkdir()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     counts = [world, tensor_parallel, steps[0], steps[-1]]
-    arguments = [*map(str, counts), str(shards), str(folder)]
-    processes = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), *arguments], env=environment, stderr=subprocess.PIPE)
-        for rank in range(world)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=180)
-            assert process.returncode == 0, errors.decode()
-    finally:
-        for process in processes:
-            process.kill()
+    starter.run_together(
+        [["-c", WORKER, str(rank), *map(str, counts), str(shards), str(folder)] for rank in range(world)]
+    )
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
 
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_run_may_continue_on_another_number_of_ranks(shards: Path, tmp_path: Path) -> None:
+def test_a_run_may_continue_on_another_number_of_ranks(starter: Starter, shards: Path, tmp_path: Path) -> None:
     """Steps 1-2 on one rank, 3-4 on two, 5-6 on four: batch n is rows 8 (n - 1) to 8 n - 1, all and in order."""
     cache = tmp_path / "single"
     loaded = ShardSet.load(shards)
@@ -72,7 +60,7 @@ def test_a_run_may_continue_on_another_number_of_ranks(shards: Path, tmp_path: P
     expected = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     assert len(torch.unique(expected["tokens"], dim=0)) == len(rows) == STEPS * BATCH
     for world, steps in ((1, range(1, 3)), (2, range(3, 5)), (4, range(5, 7))):
-        ranks = read_by(tmp_path / str(world), shards, world, steps)
+        ranks = read_by(starter, tmp_path / str(world), shards, world, steps)
         for step in steps:
             for name, tensor in expected.items():
                 batch = torch.cat([read[step][name] for read in ranks])
@@ -80,7 +68,9 @@ def test_a_run_may_continue_on_another_number_of_ranks(shards: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_tensor_parallel_ranks_read_the_same_rows(shards: Path, tmp_path: Path) -> None:
-    first, second, third, fourth = (read[1]["tokens"] for read in read_by(tmp_path / "4", shards, 4, range(1, 2), 2))
+def test_tensor_parallel_ranks_read_the_same_rows(starter: Starter, shards: Path, tmp_path: Path) -> None:
+    first, second, third, fourth = (
+        read[1]["tokens"] for read in read_by(starter, tmp_path / "4", shards, 4, range(1, 2), 2)
+    )
     assert torch.equal(first, second) and torch.equal(third, fourth)
     assert not torch.equal(first, third)

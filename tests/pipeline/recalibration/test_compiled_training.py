@@ -19,6 +19,7 @@ Train = Callable[..., list[dict[str, float]]]
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_layers_train_as_transformers_does(
     models: dict[str, Path],
     layouts: dict[str, Path],

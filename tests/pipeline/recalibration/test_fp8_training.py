@@ -78,6 +78,7 @@ def _job(out: Path) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("stand_in")
+@pytest.mark.long
 def test_fp8_goes_on_from_its_scales(
     layouts: dict[str, Path],
     shards: Path,

@@ -114,7 +114,9 @@ def run(case: str, out_dir: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["frozen 2", pytest.param("frozen 0", marks=pytest.mark.long), "reading 1"])
+@pytest.mark.parametrize(
+    "case", ["frozen 2", *(pytest.param(case, marks=pytest.mark.long) for case in ("frozen 0", "reading 1"))]
+)
 def test_a_rank_that_stops_ends_the_job_by_name(case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     what, rank = case.split()[0], int(case.split()[1])
     with pytest.raises(StageFailed):

@@ -46,6 +46,31 @@ def logits(folder: Path, beta: float = 1.0) -> torch.Tensor:
 
 
 @pytest.mark.slow
+def test_scales_per_head_and_a_scale_left_in_the_config(exported: Path, tmp_path: Path) -> None:
+    recipe, run = moved(exported, tmp_path)
+    stale = run / "softmax-scale" / "model-2x"
+    stale.mkdir(parents=True)
+    (stale / "stale").touch()
+    made = tune_scale(load_recipe(recipe), factors=(2.0,), apply="config", per_head=True, steps=3, tokens=256)
+    heads = TrainedHeads.model_validate_json((run / "softmax-scale" / "heads.json").read_bytes())
+    found = ScaleResults.model_validate_json((run / "softmax-scale" / "scale.json").read_bytes())
+    assert (heads.factor, heads.length, heads.steps, heads.start) == (2, 64, 3, found.lengths[0].beta)
+    (check,) = heads.checks
+    said = f"loss on held-out text that was not trained on ({check.rows} rows): {check.before:.4f} -> {check.after:.4f}"
+    assert said in summary(made)
+    model = run / "softmax-scale" / "model-heads-2x"
+    plain = AutoModelForCausalLM.from_pretrained(run / "export" / "drope", dtype="auto").eval()
+    for layer, scales in zip(plain.model.layers, heads.scales, strict=True):
+        wide = torch.tensor(scales).repeat_interleave(layer.self_attn.head_dim)
+        layer.self_attn.q_proj.register_forward_hook(lambda module, args, queries, wide=wide: queries * wide)
+    with torch.inference_mode():
+        torch.testing.assert_close(logits(model), plain(TOKENS).logits, rtol=0, atol=1e-5)
+    assert not (stale / "stale").exists()
+    assert torch.equal(logits(stale), logits(run / "export" / "drope"))  # a stock class does not read it
+    assert json.loads((stale / "config.json").read_text())["drope"]["softmax_scale"]["apply"] == "config"
+
+
+@pytest.mark.slow
 @pytest.mark.real_processes
 def test_a_run_s_scale_and_the_models_that_carry_it(exported: Path, drope: Any) -> None:
     made = drope("tune-scale", exported / "recipe.yaml", "--factor", 4, "--factor", 2.5, "--tokens", 512)
@@ -71,31 +96,6 @@ def test_a_run_s_scale_and_the_models_that_carry_it(exported: Path, drope: Any) 
         assert "| export check | loss" in (model / "README.md").read_text()
     assert not list(folder.glob(".*"))
     assert not (folder / "heads.json").exists()
-
-
-@pytest.mark.slow
-def test_scales_per_head_and_a_scale_left_in_the_config(exported: Path, tmp_path: Path) -> None:
-    recipe, run = moved(exported, tmp_path)
-    stale = run / "softmax-scale" / "model-2x"
-    stale.mkdir(parents=True)
-    (stale / "stale").touch()
-    made = tune_scale(load_recipe(recipe), factors=(2.0,), apply="config", per_head=True, steps=3, tokens=256)
-    heads = TrainedHeads.model_validate_json((run / "softmax-scale" / "heads.json").read_bytes())
-    found = ScaleResults.model_validate_json((run / "softmax-scale" / "scale.json").read_bytes())
-    assert (heads.factor, heads.length, heads.steps, heads.start) == (2, 64, 3, found.lengths[0].beta)
-    (check,) = heads.checks
-    said = f"loss on held-out text that was not trained on ({check.rows} rows): {check.before:.4f} -> {check.after:.4f}"
-    assert said in summary(made)
-    model = run / "softmax-scale" / "model-heads-2x"
-    plain = AutoModelForCausalLM.from_pretrained(run / "export" / "drope", dtype="auto").eval()
-    for layer, scales in zip(plain.model.layers, heads.scales, strict=True):
-        wide = torch.tensor(scales).repeat_interleave(layer.self_attn.head_dim)
-        layer.self_attn.q_proj.register_forward_hook(lambda module, args, queries, wide=wide: queries * wide)
-    with torch.inference_mode():
-        torch.testing.assert_close(logits(model), plain(TOKENS).logits, rtol=0, atol=1e-5)
-    assert not (stale / "stale").exists()
-    assert torch.equal(logits(stale), logits(run / "export" / "drope"))  # a stock class does not read it
-    assert json.loads((stale / "config.json").read_text())["drope"]["softmax_scale"]["apply"] == "config"
 
 
 @pytest.mark.slow
