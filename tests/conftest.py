@@ -53,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """With --fork processes are forked, but for tests marked `real_processes` and the fixtures made for them."""
     marked = item.get_closest_marker("real_processes") is not None
-    item.config.stash[STARTER].real = marked or not item.config.getoption("--fork")
+    item.config.stash[STARTER].begin(real=marked or not item.config.getoption("--fork"))
 
 
 @pytest.fixture(scope="session")

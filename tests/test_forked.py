@@ -1,19 +1,31 @@
 """Which processes of tests are forked."""
 
-import importlib
 import os
 
-from tests.forked import Starter, must_import_anew
+import pytest
+
+from tests.forked import Starter
 
 
-def test_what_libraries_set_when_they_are_imported_starts_no_real_process() -> None:
-    """Else the first test that imports one of them would make all that come after it start real ones, in silence."""
-    for library in ("deepspeed", "lm_eval", "megatron.core", "accelerate", "datasets"):
-        importlib.import_module(library)
-    assert not must_import_anew(os.environ)
+@pytest.fixture
+def forking() -> Starter:
+    return Starter()
 
 
-def test_what_a_test_sets_for_libraries_starts_a_real_process(starter: Starter) -> None:
-    for name in ("HF_HOME", "PYTHONHASHSEED", "HF_XET_HIGH_PERFORMANCE"):
-        assert must_import_anew({**os.environ, name: "/elsewhere"})
-        assert not starter.forks({**os.environ, name: "/elsewhere"})
+def test_what_a_test_sets_for_libraries_starts_a_real_process(
+    forking: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert forking.forks(os.environ) and forking.forks({**os.environ, "LANG": "C"})
+    for name in ("HF_HOME", "PYTHONHASHSEED", "TORCH_LOGS"):
+        assert not forking.forks({**os.environ, name: "/elsewhere"})
+    monkeypatch.setenv("HF_HOME", "/elsewhere")
+    assert not forking.forks(os.environ)
+
+
+def test_what_earlier_imports_have_set_does_not(forking: Starter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm_eval and DeepSpeed set such variables; all tests that come after their import would start real processes."""
+    monkeypatch.setenv("HF_XET_HIGH_PERFORMANCE", "2")
+    forking.begin(real=False)
+    assert forking.forks(os.environ)
+    forking.begin(real=True)
+    assert not forking.forks(os.environ)

@@ -6,7 +6,6 @@ Where that matters (see `must_import_anew`), or a GPU is there, a real one is st
 """
 
 import atexit
-import json
 import os
 import pickle
 import select
@@ -25,8 +24,6 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 READ_AT_IMPORT = ("PYTHON", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH", "DS_", "LD_", "HOME", "XDG_", "CUDA_VIS")
-READY = "ready "
-"""With this, and its environment as JSON, begins the line that the server prints once it listens."""
 READ_LATER = ("PYTHONWARNINGS", "DS_ACCELERATOR", "TORCHINDUCTOR_DETERMINISTIC")
 
 
@@ -36,13 +33,10 @@ def environment_at_start() -> dict[str, str]:
     return dict(os.environ)
 
 
-def must_import_anew(environment: Mapping[str, str]) -> bool:
-    """Whether the environment differs from the server's in what libraries read when they are imported."""
-    before = environment_at_start()
+def must_import_anew(environment: Mapping[str, str], before: Mapping[str, str]) -> bool:
+    """Whether the environment differs from the one before in what libraries read when they are imported."""
     names = [name for name in {*environment, *before} if name.startswith(READ_AT_IMPORT) and name not in READ_LATER]
-    changed = [name for name in names if environment.get(name) != before.get(name)]
-    # Libraries set some of these when they are imported, in a test's process as in the server.
-    return any(environment.get(name) != server().environment.get(name) for name in changed)
+    return any(environment.get(name) != before.get(name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,7 @@ class Popen:
         )
         streams = [_number(stream, default) for default, stream in enumerate((None, stdout, stderr))]
         self._connection = socket.socket(socket.AF_UNIX)
-        self._connection.connect(server().socket)
+        self._connection.connect(server())
         message = pickle.dumps(request)
         socket.send_fds(self._connection, [struct.pack("<I", len(message))], [*streams, *pass_fds])
         self._connection.sendall(message)
@@ -136,11 +130,16 @@ class Starter:
     """
 
     def __init__(self) -> None:
-        self.real = False
         environment_at_start()
+        self.begin(real=False)
+
+    def begin(self, *, real: bool) -> None:
+        """From now on a test runs, or a process; what the environment holds has been set by imports, not by it."""
+        self.real = real
+        self._before = dict(os.environ)
 
     def forks(self, environment: Mapping[str, str]) -> bool:
-        return not (self.real or must_import_anew(environment) or _has_gpu())
+        return not (self.real or must_import_anew(environment, self._before) or _has_gpu())
 
     def Popen(self, command: Sequence[str], **options: Any) -> Any:
         start: Any = Popen if self.forks(options.get("env") or os.environ) else subprocess.Popen
@@ -183,16 +182,9 @@ class Starter:
                     raise AssertionError(errors.read())
 
 
-@dataclass(frozen=True)
-class ServerAddress:
-    socket: str
-    environment: dict[str, str]
-    """After its imports."""
-
-
 @cache
-def server() -> ServerAddress:
-    """The server, which is started when it is first asked for; it ends with this process."""
+def server() -> str:
+    """The socket of the server, which is started when it is first asked for; it ends with this process."""
     folder = tempfile.TemporaryDirectory(prefix="fork-server-")
     path = f"{folder.name}/socket"
     process = subprocess.Popen(
@@ -203,8 +195,7 @@ def server() -> ServerAddress:
         text=True,
     )
     assert process.stdout is not None
-    ready = next((line for line in process.stdout if line.startswith(READY)), None)
-    if ready is None:
+    if "ready\n" not in process.stdout:
         raise RuntimeError("the fork server ended; its traceback stands above")
 
     def end() -> None:
@@ -213,7 +204,7 @@ def server() -> ServerAddress:
         folder.cleanup()
 
     atexit.register(end)
-    return ServerAddress(path, json.loads(ready.removeprefix(READY)))
+    return path
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The process that others are forked from: `python -m tests.forked.server SOCKET`; it prints READY once it listens.
+"""The process that others are forked from: `python -m tests.forked.server SOCKET`; it prints "ready" once it listens.
 
 It imports what commands and ranks import, computes nothing (threads of a pool would be missing after a fork) and forks
 a process for every connection. A process is killed when its connection closes, as a child is that asked to die with
@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import fcntl
 import importlib
-import json
 import os
 import pickle
 import pkgutil
@@ -35,6 +34,7 @@ LIBRARIES = (
     "transformers.models.smollm3.modeling_smollm3", "pyarrow.parquet", "multiprocessing.spawn",
     "lm_eval.models.huggingface",
 )  # fmt: skip
+STARTER = forked.Starter()
 PACKAGES = ("foundation", "data_prep", "model_surgery", "eval", "slurm", "pipeline")
 
 
@@ -78,10 +78,9 @@ def fork_ranks() -> None:
     backend = importlib.import_module("deepspeed.comm.torch")
     operator = backend.build_shm_op()
     backend.build_shm_op = lambda: operator
-    starter = forked.Starter()
     subprocess_handler.SubprocessHandler._popen = start
-    processes.subprocess = starter
-    fork_spawned(starter)
+    processes.subprocess = STARTER
+    fork_spawned(STARTER)
 
 
 class Child:
@@ -150,6 +149,7 @@ def run(request: forked.Request) -> None:
     os.getppid = lambda: request.parent  # the server stands between them, and ends this process with its parent
     os.environ.clear()
     os.environ.update(request.environment)
+    STARTER.begin(real=False)
     os.chdir(request.folder)
     if os.environ.get("PYTHONWARNINGS") == "ignore":
         warnings.simplefilter("ignore")
@@ -240,13 +240,12 @@ def main() -> None:
     from pipeline.launch.processes import die_with_parent
 
     die_with_parent()
-    forked.environment_at_start()
+    path = sys.argv[1]
     preload()
     fork_ranks()
-    address = forked.ServerAddress(sys.argv[1], dict(os.environ))
-    forked.server = lambda: address  # forked processes fork from it too
-    server = Server(address.socket)
-    print(f"{forked.READY}{json.dumps(address.environment)}", flush=True)
+    forked.server = lambda: path  # forked processes fork from it too
+    server = Server(path)
+    print("ready", flush=True)
     server.serve()
 
 

@@ -1,7 +1,6 @@
 """A run on the trial cluster, as its user works with it."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -192,6 +191,8 @@ def long_training() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _this_project_on_the_path() -> None:
+def _this_project_on_the_path() -> Iterator[None]:
     """Jobs run in other folders."""
-    os.environ["PYTHONPATH"] = str(ROOT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield
