@@ -21,7 +21,7 @@ def record(project: Path, packages: tuple[str, ...], selection: str, data: Path)
     config = data.with_suffix(".ini")
     config.write_text(_CONFIG.format(packages=",".join(packages)), encoding="utf-8")
     options = [f"--cov-config={config}", "--cov", "--cov-context=test", "--cov-report="]
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-m", selection, *options]
+    command = [sys.executable, "-m", "pytest", "-q", "--fork", "-n", "2", "-m", selection, *options]
     environment = os.environ | {"COVERAGE_FILE": str(data), "PYTHONPATH": str(project)}
     subprocess.run(command, cwd=project, env=environment, check=True)
 
