@@ -1,5 +1,6 @@
 """One training process: `torchrun ... -m pipeline.recalibration.worker SPEC`, a TrainingSpec as JSON."""
 
+import faulthandler
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ from pipeline.launch.processes import die_with_parent
 
 @record
 def main() -> None:
+    faulthandler.enable()  # a rank that C++ ends (SIGABRT, SIGSEGV) says where it stood
     die_with_parent()
     from pipeline.recalibration.attempt import AttemptEnd, TrainingSpec
 

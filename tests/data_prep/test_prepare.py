@@ -81,11 +81,11 @@ def test_all_formats_give_the_same_tokens(tmp_path, stories, tiny_tokenizer, wri
 
 def test_the_rows_are_made_of_the_documents(tmp_path, corpus, stories, tiny_tokenizer):
     """Over several shards: whatever stands between two EOS in a row is a document, whole."""
-    shards = prepare(tmp_path / "out", tiny_tokenizer, corpus, piece_bytes=30_000, row_length=512)
+    shards = prepare(tmp_path / "out", tiny_tokenizer, corpus, piece_bytes=30_000, row_length=2048)
     split = shards.sources[0].train
     assert len(split.shards) > 5
     documents = {tuple(ids) for ids in read(tmp_path / "out", split)}
-    count = (split.tokens - 1) // 512
+    count = (split.tokens - 1) // 2048
     rows = build_rows(shards, tmp_path / "out", train_rows=count, validation_rows=1, cache_dir=tmp_path / "cache")
     segments = set()
     for number in range(count):
@@ -179,7 +179,7 @@ def _bad_cases(tmp_path, stories, write_jsonl) -> dict[str, dict]:
             "path": write_jsonl(tmp_path / "w.jsonl", ["", " "]),
             "says": r"corpus is empty \(2 empty documents",
         },
-        "short": {"path": good, "row_length": 100_000, "says": r"a row of 100000 needs 100001.*lower row_length"},
+        "short": {"path": good, "row_length": 10**7, "says": r"a row of 10000000 needs 10000001.*lower row_length"},
         "validation": {
             "path": good,
             "validation_fraction": 1e-9,
@@ -223,7 +223,7 @@ def test_bad_input_is_one_line_and_leaves_no_shards_json(tmp_path, stories, tiny
 
 def test_a_setting_mended_after_the_work_does_not_cost_the_work_again(tmp_path, corpus, tiny_tokenizer):
     with pytest.raises(DataError, match="lower row_length"):
-        prepare(tmp_path / "out", tiny_tokenizer, corpus, row_length=100_000)
+        prepare(tmp_path / "out", tiny_tokenizer, corpus, row_length=10**7)
     before = {path.name: path.stat().st_ino for path in (tmp_path / "out" / "shards").iterdir()}
     shards = prepare(tmp_path / "out", tiny_tokenizer, corpus, row_length=64)
     assert {path.name: path.stat().st_ino for path in (tmp_path / "out" / "shards").iterdir()} == before
@@ -232,7 +232,7 @@ def test_a_setting_mended_after_the_work_does_not_cost_the_work_again(tmp_path, 
 
 def test_other_settings_are_refused_with_their_name(tmp_path, corpus, tiny_tokenizer):
     with pytest.raises(DataError, match="lower row_length"):
-        prepare(tmp_path / "out", tiny_tokenizer, corpus, row_length=100_000)
+        prepare(tmp_path / "out", tiny_tokenizer, corpus, row_length=10**7)
     with pytest.raises(DataError, match=r"plan\.json: planned with seed 1234, now it is 5"):
         prepare(tmp_path / "out", tiny_tokenizer, corpus, seed=5)
     prepare(tmp_path / "out", tiny_tokenizer, corpus)

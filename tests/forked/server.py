@@ -8,6 +8,7 @@ its parent.
 import atexit
 import contextlib
 import fcntl
+import gc
 import importlib
 import os
 import pickle
@@ -114,6 +115,7 @@ class Child:
 
 def end_with(main: Callable[[], None]) -> NoReturn:
     """Ends this process as the interpreter would after `main`; signals that are handled are as in a new program."""
+    gc.freeze()  # Cycles that the parent left are its own: of the C++ threads in them none is here.
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)) and number != signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)

@@ -1,5 +1,6 @@
 """How a test's own processes join each other, as those of a training do."""
 
+import faulthandler
 import logging
 
 from model_surgery.megatron.cpu import forgo_compiler_if_no_gpu, use_cpu_if_no_gpu
@@ -8,6 +9,7 @@ from pipeline.launch.processes import die_with_parent
 
 def join(tensor_parallel: int) -> None:
     """For a process that torchrun started: gloo, and Megatron-core's groups."""
+    faulthandler.enable()
     die_with_parent()
     forgo_compiler_if_no_gpu()
     import deepspeed
