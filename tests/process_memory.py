@@ -6,8 +6,8 @@ from pathlib import Path
 
 def resident(field: str) -> int:
     """A number of /proc/self/status in bytes: VmRSS, what is held, or VmHWM, its peak."""
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024
+    result = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(result[1]) * 1024
 
 
 def begin_peak_anew() -> None:

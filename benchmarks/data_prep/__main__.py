@@ -117,16 +117,16 @@ def measure_all(runner: Runner, results: list[Result], repeat: int) -> None:
 
 
 def _library_seconds(runner: Runner, result: Result) -> float:
-    found = json.loads((runner.folder(result.case) / "library.json").read_text())
+    outcome = json.loads((runner.folder(result.case) / "library.json").read_text())
     # One EOS per document, which the library does not make, so that all ways count the same tokens.
-    result.library, result.documents = found["library"], runner.corpora[result.case.size].documents
-    result.tokens = found["tokens"] + result.documents
-    return found["seconds"]
+    result.library, result.documents = outcome["library"], runner.corpora[result.case.size].documents
+    result.tokens = outcome["tokens"] + result.documents
+    return outcome["seconds"]
 
 
 def compare_all(runner: Runner, results: list[Result]) -> list[str]:
     """Fill in tokens and documents; what differs between any two outputs of a tokenizer and a corpus, one line each."""
-    found: list[str] = []
+    outcome: list[str] = []
     expected: dict[tuple[str, str], tuple[Case, outputs.Output]] = {}
     for result in results:
         case = result.case
@@ -139,8 +139,8 @@ def compare_all(runner: Runner, results: list[Result]) -> list[str]:
         lines = outputs.differences(reference, output, runner.tokenizers[case.tokenizer].eos_id)
         if output.count != runner.corpora[case.size].documents:
             lines.append(f"{output.count} documents of {runner.corpora[case.size].documents} in the corpus")
-        found += [f"{case.label} (beside {first.label}): {line}" for line in lines]
-    return found
+        outcome += [f"{case.label} (beside {first.label}): {line}" for line in lines]
+    return outcome
 
 
 def save(

@@ -18,10 +18,10 @@ def sentences(text_folder: Path, hellaswag: Path) -> list[list[str]]:
 
     WikiText's <unk> stays, to be replaced by an unseen word.
     """
-    found: list[list[str]] = []
+    result: list[list[str]] = []
     for text in _documents(text_folder, hellaswag):
-        found.extend(words for words in map(str.split, SENTENCE_END.split(text)) if len(words) >= 3)
-    return found
+        result.extend(words for words in map(str.split, SENTENCE_END.split(text)) if len(words) >= 3)
+    return result
 
 
 def _documents(text_folder: Path, hellaswag: Path) -> Iterator[str]:
@@ -31,7 +31,7 @@ def _documents(text_folder: Path, hellaswag: Path) -> Iterator[str]:
     for file in sorted(text_folder.glob("*.txt")):
         for line in file.read_text(encoding="utf-8").splitlines():
             if line.strip() and not line.startswith(" ="):
-                yield SPACED_MARKS.sub(lambda found: next(filter(None, found.groups())), line)
+                yield SPACED_MARKS.sub(lambda result: next(filter(None, result.groups())), line)
     for line in hellaswag.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         yield f"{record['query']} {record['choices'][record['gold']]}"

@@ -52,8 +52,8 @@ def build(base: Path, folder: Path, megabytes: float, *, files: int, seed: int) 
     """The corpus in `folder` of `megabytes` (10^6 bytes) of text in `files` files; taken as it is if already there."""
     marker = folder / "corpus.json"
     key = {"megabytes": megabytes, "files": files, "seed": seed, "recipe": _recipe_digest()}
-    if marker.is_file() and (found := json.loads(marker.read_text()))["key"] == key:
-        return Corpus(**found["corpus"])
+    if marker.is_file() and (result := json.loads(marker.read_text()))["key"] == key:
+        return Corpus(**result["corpus"])
     if folder.exists():
         shutil.rmtree(folder)
     for name in FORMATS:

@@ -83,12 +83,12 @@ def main() -> None:
     ready = context.Barrier(arguments.workers)
     processes, ends = [], []
     for worker in range(arguments.workers):
-        mine, theirs = context.Pipe(duplex=False)
+        own, theirs = context.Pipe(duplex=False)
         inputs = (theirs, worker, arguments.workers, arguments.files, arguments.tokenizer, name, ready)
         processes.append(context.Process(target=_report, args=inputs))
         processes[-1].start()
         theirs.close()
-        ends.append(mine)
+        ends.append(own)
     times = [end.recv() for end in ends]
     for process in processes:
         process.join()

@@ -20,8 +20,8 @@ def describe(datatrove: dict[str, str]) -> dict[str, str]:
         "cores": f"{len(cores)} ({_threads_per_core()} thread(s) per core)",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": f"{_system()}, Python {platform.python_version()}",
-        "libraries": ", ".join(f"{name} {found}" for name in LIBRARIES if (found := _version(name))),
-        "datatrove's environment": ", ".join(f"{name} {found}" for name, found in datatrove.items()) or "none",
+        "libraries": ", ".join(f"{name} {result}" for name in LIBRARIES if (result := _version(name))),
+        "datatrove's environment": ", ".join(f"{name} {result}" for name, result in datatrove.items()) or "none",
     }
 
 

@@ -84,19 +84,19 @@ def _ds_type(path: Path) -> str:
 
 def differences(expected: Output, got: Output, eos_id: int) -> list[str]:
     """What differs, one line each; empty if both hold the same documents, token by token, each ended by one EOS."""
-    found = []
+    result = []
     if (expected.count, expected.tokens) != (got.count, got.tokens):
-        found.append(f"{got.count} documents, {got.tokens} tokens; expected {expected.count}, {expected.tokens}")
+        result.append(f"{got.count} documents, {got.tokens} tokens; expected {expected.count}, {expected.tokens}")
     eos = numpy.uint32(eos_id)
     wrong_end = sum(not _ends_once(numpy.frombuffer(ids, "<u4"), eos) for ids in got.documents)
     if wrong_end:
-        found.append(f"{wrong_end} documents without exactly one EOS ({eos_id}) at the end")
+        result.append(f"{wrong_end} documents without exactly one EOS ({eos_id}) at the end")
     surplus, missing = got.documents - expected.documents, expected.documents - got.documents
     for name, documents in (("not expected", surplus), ("missing", missing)):
         for ids in list(documents)[:3]:
             start = numpy.frombuffer(ids, "<u4")[:24].tolist()
-            found.append(f"{name} ({documents.total()} in all): {len(ids) // 4} tokens, beginning with {start}")
-    return found
+            result.append(f"{name} ({documents.total()} in all): {len(ids) // 4} tokens, beginning with {start}")
+    return result
 
 
 def _ends_once(ids: numpy.ndarray, eos: numpy.uint32) -> bool:

@@ -33,7 +33,7 @@ def main() -> int:
     if device_facts.capability is None and arguments.size != "tiny":
         print("there is no GPU here; --size tiny shows that the checks run", file=sys.stderr)
         return 2
-    found = {"device": str(device_facts), "torch": torch.__version__, "checks": {}}
+    result = {"device": str(device_facts), "torch": torch.__version__, "checks": {}}
     with group_of_one() as device:
         for name, check in listed(arguments.size, device_facts.transformer_engine is not None, device).items():
             if arguments.only not in name:
@@ -43,16 +43,16 @@ def main() -> int:
                 facts = check()
             except Exception as error:  # the others shall run too
                 facts = {"ok": False, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
-            found["checks"][name] = facts | {"check_seconds": time.perf_counter() - began}
+            result["checks"][name] = facts | {"check_seconds": time.perf_counter() - began}
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps(found, indent=1))
+            arguments.out.write_text(json.dumps(result, indent=1))
             said = {key: value for key, value in facts.items() if key not in ("ok", "curves")}
             print(f"{'ok    ' if facts['ok'] else 'FAILED'} {name}: {json.dumps(said)[:600]}", flush=True)
             torch._dynamo.reset()  # or what was compiled for other checks counts towards the most that it compiles
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    return int(not all(facts["ok"] for facts in found["checks"].values()))
+    return int(not all(facts["ok"] for facts in result["checks"].values()))
 
 
 if __name__ == "__main__":

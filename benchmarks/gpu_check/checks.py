@@ -15,9 +15,9 @@ from model_surgery.shape import ModelShape
 Facts = dict[str, Any]
 
 
-def relative(found: Tensor, wanted: Tensor) -> float:
+def relative(result: Tensor, expected: Tensor) -> float:
     """||found - wanted|| / ||wanted||."""
-    return ((found.float() - wanted.float()).norm() / wanted.float().norm()).item()
+    return ((result.float() - expected.float()).norm() / expected.float().norm()).item()
 
 
 def training_loss(model: torch.nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
@@ -47,32 +47,32 @@ def pass_through(
 def against_fp32(of: ModelShape, length: int, device: torch.device, kinds: list[str]) -> Facts:
     """Relative errors of layers' outputs and of gradients (the median and the largest over tensors), by kind."""
     tokens, labels = rows(of, length, device)
-    wanted, gradients, loss = pass_through(build(of, "fp32", device), tokens, labels)
-    found: Facts = {"loss": {"fp32": loss}, "layers": {}, "gradients": {}}
+    expected, gradients, loss = pass_through(build(of, "fp32", device), tokens, labels)
+    result: Facts = {"loss": {"fp32": loss}, "layers": {}, "gradients": {}}
     for kind in kinds:
-        outputs, theirs, found["loss"][kind] = pass_through(build(of, kind, device), tokens, labels)
-        found["layers"][kind] = [relative(*pair) for pair in zip(outputs, wanted, strict=True)]
+        outputs, theirs, result["loss"][kind] = pass_through(build(of, kind, device), tokens, labels)
+        result["layers"][kind] = [relative(*pair) for pair in zip(outputs, expected, strict=True)]
         errors = sorted(relative(theirs[name], gradients[name]) for name in gradients)
-        found["gradients"][kind] = {"median": errors[len(errors) // 2], "largest": errors[-1]}
-    found["ok"] = all(within(kind, found, loss) for kind in kinds)
-    return found
+        result["gradients"][kind] = {"median": errors[len(errors) // 2], "largest": errors[-1]}
+    result["ok"] = all(within(kind, result, loss) for kind in kinds)
+    return result
 
 
-def within(kind: str, found: Facts, loss: float) -> bool:
+def within(kind: str, result: Facts, loss: float) -> bool:
     """Whether errors are those of the number format: several times as large in FP8, and of single gradients."""
     limit = 0.15 if "fp8" in kind else 0.02
-    gradients = found["gradients"][kind]
+    gradients = result["gradients"][kind]
     return (
-        max(found["layers"][kind]) < limit
+        max(result["layers"][kind]) < limit
         and gradients["median"] < 3 * limit
         and gradients["largest"] < 10 * limit
-        and abs(found["loss"][kind] / loss - 1) < limit / 2
+        and abs(result["loss"][kind] / loss - 1) < limit / 2
     )
 
 
 def causality(of: ModelShape, length: int, device: torch.device, kinds: list[str]) -> Facts:
     """In training mode with scales that no longer move, what comes after a token changes nothing before it."""
-    found: Facts = {}
+    result: Facts = {}
     for kind in kinds:
         model = build(of, kind, device)
         tokens, labels = rows(of, length, device)
@@ -82,8 +82,8 @@ def causality(of: ModelShape, length: int, device: torch.device, kinds: list[str
         with torch.no_grad() if model.fp8 else nullcontext():  # so no scale is updated; compiled layers want gradients
             before, after = token_losses(model, tokens, labels), token_losses(model, changed, labels)
         same = torch.equal(before[:, : length // 2], after[:, : length // 2])
-        found[kind] = same and not torch.equal(before, after)
-    return found | {"ok": all(found.values())}
+        result[kind] = same and not torch.equal(before, after)
+    return result | {"ok": all(result.values())}
 
 
 def kept_scales(of: ModelShape, length: int, device: torch.device, kinds: list[str]) -> Facts:
@@ -91,22 +91,22 @@ def kept_scales(of: ModelShape, length: int, device: torch.device, kinds: list[s
     from model_surgery.megatron.te.state import fp8_state, load_fp8_state
 
     tokens, labels = rows(of, length, device)
-    found: Facts = {}
+    result: Facts = {}
     for kind in kinds:
         first, second = build(of, kind, device), build(of, kind, device)
         pass_through(first, tokens, labels)
         state = {name: value.cpu() for name, value in fp8_state(first).items()}
         load_fp8_state(second, second.fp8, state)
         losses = [token_losses(model, tokens, labels).detach() for model in (first, second)]
-        found[kind] = {"entries": len(state), "equal": torch.equal(*losses)}
-    return found | {"ok": all(facts["equal"] and facts["entries"] for facts in found.values())}
+        result[kind] = {"entries": len(state), "equal": torch.equal(*losses)}
+    return result | {"ok": all(facts["equal"] and facts["entries"] for facts in result.values())}
 
 
 def curves(of: ModelShape, length: int, device: torch.device, kinds: list[str], steps: int) -> Facts:
     """Mean loss of the last quarter of `steps` updates on rows with something to learn, against the first kind's."""
     draw = torch.Generator().manual_seed(3)
     table = torch.randint(of.vocab, (64, 8), generator=draw)  # what may follow a token: eight words
-    found: Facts = {}
+    result: Facts = {}
     for kind in kinds:
         model = build(of, kind, device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.0)
@@ -123,10 +123,10 @@ def curves(of: ModelShape, length: int, device: torch.device, kinds: list[str], 
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
-        found[kind] = {"losses": losses, "last": sum(losses[-(steps // 4) :]) / (steps // 4)}
-    first = found[kinds[0]]["last"]
-    apart = {kind: abs(facts["last"] / first - 1) for kind, facts in found.items()}
-    return {"curves": found, "apart": apart, "ok": max(apart.values()) < 0.005}
+        result[kind] = {"losses": losses, "last": sum(losses[-(steps // 4) :]) / (steps // 4)}
+    first = result[kinds[0]]["last"]
+    apart = {kind: abs(facts["last"] / first - 1) for kind, facts in result.items()}
+    return {"curves": result, "apart": apart, "ok": max(apart.values()) < 0.005}
 
 
 def long_answers(of: ModelShape, tokens: int, device: torch.device) -> Facts:
@@ -159,13 +159,13 @@ def long_answers(of: ModelShape, tokens: int, device: torch.device) -> Facts:
 def names(of: ModelShape, device: torch.device) -> Facts:
     """Layers of Transformer Engine have the names, order and marks of torch's."""
     models = [build(of, kind, device) for kind in ("torch-bf16", "te-bf16")]
-    told = [
+    said = [
         [(name, tuple(p.shape), getattr(p, "tensor_model_parallel", False)) for name, p in model.named_parameters()]
         for model in models
     ]
     return {
-        "parameters": len(told[0]),
-        "ok": told[0] == told[1] and models[0].state_dict().keys() == models[1].state_dict().keys(),
+        "parameters": len(said[0]),
+        "ok": said[0] == said[1] and models[0].state_dict().keys() == models[1].state_dict().keys(),
     }
 
 

@@ -39,7 +39,7 @@ def main() -> int:
             runs.append(run(case_of(model, way, arguments), arguments.most_seconds))
             arguments.out.write_text(json.dumps({"device": device, "runs": runs}, indent=1))
         print(report.page(runs, device, peak_flops(device)), flush=True)  # again with every model: time may run out
-    return int(any("failed" in found for found in runs))
+    return int(any("failed" in outcome for outcome in runs))
 
 
 def parse() -> argparse.Namespace:
@@ -89,9 +89,9 @@ def run(case: Case, most_seconds: int) -> dict[str, Any]:
         failed = (result.stderr.strip().splitlines() or ["no message"])[-1][:200]
         say(f"{case.model} {case.way}: FAILED: {failed}")
         return known | {"failed": failed, "stderr": result.stderr[-4000:]}
-    found = known | json.loads(result.stdout.strip().splitlines()[-1])
-    say(f"{case.model} {case.way}: {report.facts_of(found, None)['tokens_per_second']:,.0f} tokens/s")
-    return found
+    outcome = known | json.loads(result.stdout.strip().splitlines()[-1])
+    say(f"{case.model} {case.way}: {report.facts_of(outcome, None)['tokens_per_second']:,.0f} tokens/s")
+    return outcome
 
 
 def say(text: str) -> None:

@@ -23,7 +23,7 @@ def kind_of(kernel: str) -> str:
 
 def breakdown(kernels: Iterable[tuple[str, float]], wall_seconds: float) -> dict[str, float]:
     """Seconds by kind of (name, seconds) kernels, and `idle`: what of the wall time no kernel ran in."""
-    found: Counter[str] = Counter()
+    result: Counter[str] = Counter()
     for name, seconds in kernels:
-        found[kind_of(name)] += seconds
-    return {**dict(found.most_common()), "idle": max(0.0, wall_seconds - sum(found.values()))}
+        result[kind_of(name)] += seconds
+    return {**dict(result.most_common()), "idle": max(0.0, wall_seconds - sum(result.values()))}

@@ -53,8 +53,8 @@ def measure(case: Any) -> dict[str, Any]:
             total += loss.item() / case.accumulate
         return total
 
-    found = timed(step, case.steps, case.warm_up)
-    return found | {"breakdown": profiled(step, case.steps + 1), "computed_with": str(choice)}
+    result = timed(step, case.steps, case.warm_up)
+    return result | {"breakdown": profiled(step, case.steps + 1), "computed_with": str(choice)}
 
 
 def random_weights(shape: Any) -> dict[str, Any]:

@@ -29,8 +29,8 @@ class Run:
     @property
     def losses(self) -> list[tuple[int, float]]:
         """Step and loss of every update that was made and not gone back on."""
-        found = [line for line in self.lines if line.get("loss") is not None and "skipped" not in line]
-        return [(line["step"], line["loss"]) for line in found]
+        result = [line for line in self.lines if line.get("loss") is not None and "skipped" not in line]
+        return [(line["step"], line["loss"]) for line in result]
 
     @property
     def lowest(self) -> float:

@@ -116,8 +116,8 @@ def measure_model(name: str, folder: Path, arguments: argparse.Namespace, differ
                 f"{case.peak_bytes[-1] / 2**20:.0f} MiB"
             )
             if number == 1 and case.tensor_parallel:
-                found = written(folder / "out", case.way, case.tensor_parallel)
-                differing += differences(case, digests.setdefault(case.tensor_parallel, found), found)
+                result = written(folder / "out", case.way, case.tensor_parallel)
+                differing += differences(case, digests.setdefault(case.tensor_parallel, result), result)
     return cases
 
 
@@ -128,12 +128,12 @@ def run(case: Case, folder: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.model_surgery.ways", case.way]
     command += [str(folder / "source"), str(folder / "out"), str(case.tensor_parallel or 1)]
     log = folder / "log"
-    found = measure.run(command, cores=sorted(os.sched_getaffinity(0)), environment={}, log=log)
+    result = measure.run(command, cores=sorted(os.sched_getaffinity(0)), environment={}, log=log)
     said = json.loads(log.read_text().splitlines()[-1])
     case.seconds.append(said["seconds"])
     case.peak_bytes.append(said["peak_bytes"])
-    case.cpu_seconds.append(found.cpu_seconds)
-    case.others_cores.append(found.others_cores)
+    case.cpu_seconds.append(result.cpu_seconds)
+    case.others_cores.append(result.others_cores)
 
 
 def drop_page_cache(source: Path) -> None:
@@ -164,11 +164,11 @@ def written(out: Path, way: str, tensor_parallel: int) -> Digests:
     return digests
 
 
-def differences(case: Case, expected: Digests, found: Digests) -> list[str]:
+def differences(case: Case, expected: Digests, result: Digests) -> list[str]:
     return [
         f"{case.model} TP {case.tensor_parallel}: {name} of rank {rank} differs"
-        for name, rank in sorted(expected.keys() | found.keys())
-        if expected.get((name, rank)) != found.get((name, rank)) or found[name, rank] == "damaged"
+        for name, rank in sorted(expected.keys() | result.keys())
+        if expected.get((name, rank)) != result.get((name, rank)) or result[name, rank] == "damaged"
     ]
 
 

@@ -62,12 +62,12 @@ def _shards(shapes: dict[str, tuple[int, ...]], itemsize: int) -> Iterator[dict[
     shard: dict[str, tuple[int, ...]] = {}
     filled = 0
     for name, size in shapes.items():
-        wanted = math.prod(size) * itemsize
-        if shard and filled + wanted > SHARD_BYTES:
+        expected = math.prod(size) * itemsize
+        if shard and filled + expected > SHARD_BYTES:
             yield shard
             shard, filled = {}, 0
         shard[name] = size
-        filled += wanted
+        filled += expected
     yield shard
 
 

@@ -33,8 +33,8 @@ def main() -> int:
     differing = [line for result in results if (line := difference(result))]
     page = report.page(results, differing, arguments.repeat)
     (arguments.folder / "results.md").write_text(page + "\n")
-    found = json.dumps([dataclasses.asdict(result) for result in results], indent=1)
-    (arguments.folder / "results.json").write_text(found)
+    outcome = json.dumps([dataclasses.asdict(result) for result in results], indent=1)
+    (arguments.folder / "results.json").write_text(outcome)
     print(page)
     return 1 if differing else 0
 
@@ -89,10 +89,10 @@ def measure(case: Case, arguments: argparse.Namespace) -> Result:
 
 def difference(result: Result) -> str | None:
     """A line if the two ways did not train the same."""
-    found = result.loss_difference("ours", "trainer")
-    if found <= _TOLERANCE[result.case.precision]:
+    outcome = result.loss_difference("ours", "trainer")
+    if outcome <= _TOLERANCE[result.case.precision]:
         return None
-    return f"{result.case.label}: losses DIFFER by up to {found:.1e}"
+    return f"{result.case.label}: losses DIFFER by up to {outcome:.1e}"
 
 
 def say(text: str) -> None:

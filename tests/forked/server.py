@@ -216,8 +216,8 @@ class Server:
         os.close(self._wakeup)
         for number in received:
             os.close(number)
-        for number, wanted in zip(moved, (0, 1, 2, *request.kept), strict=True):
-            os.dup2(number, wanted)
+        for number, expected in zip(moved, (0, 1, 2, *request.kept), strict=True):
+            os.dup2(number, expected)
             os.close(number)
         end_with(lambda: run(request))
 

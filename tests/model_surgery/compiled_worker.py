@@ -18,7 +18,7 @@ def main() -> None:
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
     start_parallel(1)
-    found = {"reason against": reason_against(), "to torch's": {}}
+    result = {"reason against": reason_against(), "to torch's": {}}
     documents = torch.arange(32).div(10, rounding_mode="floor").expand(2, -1)
     for name, dtype, position, masked in (
         ("fp32", torch.float32, "none", None),
@@ -27,13 +27,13 @@ def main() -> None:
         ours, torchs = (build(layers=layers, dtype=dtype, position_embedding=position) for layers in LAYERS)
         exact = build(layers="torch", position_embedding=position)
         passes = [loss_and_gradients(model, masked) for model in (ours, torchs, exact)]
-        found["to torch's"][name] = [distances(one, passes[2]) for one in passes[:2]]
-        found["to torch's"][name].append([kept for _, _, kept in passes[:2]])
+        result["to torch's"][name] = [distances(one, passes[2]) for one in passes[:2]]
+        result["to torch's"][name].append([kept for _, _, kept in passes[:2]])
         if name == "fp32":
-            found["graphs"], found["breaks"] = graphs(), len(torch._dynamo.utils.counters["graph_break"])
-            found["evaluation"] = evaluation(ours, torchs)
-            found["graphs later"] = graphs()
-    json.dump(found, sys.stdout)
+            result["graphs"], result["breaks"] = graphs(), len(torch._dynamo.utils.counters["graph_break"])
+            result["evaluation"] = evaluation(ours, torchs)
+            result["graphs later"] = graphs()
+    json.dump(result, sys.stdout)
 
 
 LAYERS = ("compiled", "torch")
@@ -76,18 +76,18 @@ def evaluation(ours, torchs) -> dict[str, bool]:
     from model_surgery.megatron.model import token_losses
 
     tokens, labels = (words[:1] for words in rows())
-    found = {}
+    result = {}
     with torch.no_grad():
         for length in (32, 17):
             some = (tokens[:, :length], labels[:, :length])
-            found[str(length)] = torch.equal(token_losses(ours, *some), token_losses(torchs, *some))
+            result[str(length)] = torch.equal(token_losses(ours, *some), token_losses(torchs, *some))
     seen = []
     for model in (ours, torchs):
         core = model.decoder.layers[1].self_attention.core_attention
         hook = core.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
-        found["hook"] = token_losses(model, tokens, labels).requires_grad and len(seen) > 0
+        result["hook"] = token_losses(model, tokens, labels).requires_grad and len(seen) > 0
         hook.remove()
-    return found
+    return result
 
 
 if __name__ == "__main__":

@@ -86,27 +86,27 @@ def plain(model):
 def states_go_both_ways() -> dict:
     import torch
 
-    found = {}
+    result = {}
     for ours, theirs in (("transformer_engine", "torch"), ("torch", "transformer_engine")):
         source, target = build(layers=ours), build(seed=9, layers=theirs)
         state = source.state_dict()
         target.load_state_dict(state)  # strictly
         now = dict(target.named_parameters())
-        found[f"{ours} to {theirs}"] = all(torch.equal(now[name], value) for name, value in source.named_parameters())
+        result[f"{ours} to {theirs}"] = all(torch.equal(now[name], value) for name, value in source.named_parameters())
         old = state | {"decoder.layers.0.self_attention.linear_qkv._extra_state": None}  # as in earlier checkpoints
         target.load_state_dict(old)
         try:
             target.load_state_dict({name: value for name, value in state.items() if "fc2" not in name})
-            found[f"{theirs} takes a part"] = True
+            result[f"{theirs} takes a part"] = True
         except RuntimeError as error:
-            found[f"{theirs} takes a part"] = "linear_fc2" not in str(error)
-    return found
+            result[f"{theirs} takes a part"] = "linear_fc2" not in str(error)
+    return result
 
 
 def equal_to_torch() -> dict:
     import torch
 
-    found = {}
+    result = {}
     documents = torch.arange(32).div(10, rounding_mode="floor").expand(2, -1)
     for name, options in {
         "none": {},
@@ -118,8 +118,8 @@ def equal_to_torch() -> dict:
             losses, gradients = losses_and_gradients(build(**options), masked)
             expected, theirs = losses_and_gradients(build(**options | {"layers": "torch", "fp8": None}), masked)
             apart = max((gradients[key] - theirs[key]).abs().max().item() for key in theirs)
-            found[f"{name}{' masked' if masked is not None else ''}"] = [(losses - expected).abs().max().item(), apart]
-    return found
+            result[f"{name}{' masked' if masked is not None else ''}"] = [(losses - expected).abs().max().item(), apart]
+    return result
 
 
 def regions() -> dict:
@@ -128,7 +128,7 @@ def regions() -> dict:
     from transformer_engine.pytorch.module import Linear
     from transformer_engine.pytorch.quantization import FP8GlobalStateManager
 
-    found = {}
+    result = {}
     for name, settings in {
         "attention": {},
         "attention of middle layers": {"first_layers_bf16": 1, "last_layers_bf16": 1},
@@ -151,8 +151,8 @@ def regions() -> dict:
                 "updates": [FP8GlobalStateManager.updates[forward] for forward in (True, False)],
             }
         assert all(isinstance(layer.mlp.linear_fc1, Linear) for layer in model.decoder.layers)
-        found[name] = seen
-    return found
+        result[name] = seen
+    return result
 
 
 def numbers() -> dict:
@@ -195,12 +195,12 @@ def kept_scales() -> dict:
     state = {name: value.clone() for name, value in fp8_state(first).items()}
     expected = trained(first, 1)
     fresh, dtypes = fp8_state(build(fp8=fp8())), {str(value.dtype) for value in state.values()}
-    found = {"entries": len(state), "fresh": len(fresh), "dtypes": sorted(dtypes)}
+    result = {"entries": len(state), "fresh": len(fresh), "dtypes": sorted(dtypes)}
     for name, scales in {"with": state, "without": {}, "other history": state}.items():
         second = build(fp8=fp8(linear=True, amax_history=9 if name == "other history" else 4))
         load_fp8_state(second, second.fp8, scales)
-        found[name] = torch.equal(trained(second, 1), expected)
-    return found
+        result[name] = torch.equal(trained(second, 1), expected)
+    return result
 
 
 CHECKS = {

@@ -86,13 +86,13 @@ def test_every_byte_of_a_file_is_watched(layout_copy: Path) -> None:
         changed[position] ^= 1
         path.write_bytes(changed)
         try:
-            found = damaged_tensors(layout_copy, layout)
+            result = damaged_tensors(layout_copy, layout)
         except SurgeryError as error:
             reasons = ("not a readable safetensors file", "cannot be read ", f", {LAYOUT_FILE} says ")
             assert f"{RANK_1}: " in str(error) and any(reason in str(error) for reason in reasons)
             assert "\n" not in str(error)
         else:
-            assert len(found) in (1, 2), position  # 2 where places of two tensors are exchanged
+            assert len(result) in (1, 2), position  # 2 where places of two tensors are exchanged
 
 
 def test_a_tensor_of_another_dtype_or_shape_is_named(layout_copy: Path) -> None:

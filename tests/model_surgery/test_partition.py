@@ -116,8 +116,8 @@ def test_a_rank_holds_its_gate_rows_then_its_up_rows(
     slices = split(join((gate, up), Join.GATE_UP, shape), Join.GATE_UP, shape, tensor_parallel)
     rows = 16 // tensor_parallel
     for rank, piece in enumerate(slices):
-        mine = slice(rank * rows, (rank + 1) * rows)
-        assert torch.equal(piece, torch.cat([gate[mine], up[mine]]))
+        own = slice(rank * rows, (rank + 1) * rows)
+        assert torch.equal(piece, torch.cat([gate[own], up[own]]))
 
 
 def test_row_and_column_cuts(make_shape: Callable[..., ModelShape]) -> None:

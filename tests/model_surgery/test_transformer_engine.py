@@ -25,7 +25,7 @@ def python(*words: str, path: Path | None = None) -> str:
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
+def outcome() -> dict[str, Any]:
     return json.loads(python("-m", "tests.model_surgery.te_worker"))
 
 
@@ -38,13 +38,13 @@ def test_a_norm_within_a_matrix_has_a_name_in_the_layout() -> None:
 
 
 @pytest.mark.slow
-def test_parameters_and_states_have_the_names_of_the_layout(found: dict[str, Any]) -> None:
-    assert set(found["names"].values()) == {True}
+def test_parameters_and_states_have_the_names_of_the_layout(outcome: dict[str, Any]) -> None:
+    assert set(outcome["names"].values()) == {True}
 
 
 @pytest.mark.slow
-def test_states_go_both_ways(found: dict[str, Any]) -> None:
-    assert found["states_go_both_ways"] == {
+def test_states_go_both_ways(outcome: dict[str, Any]) -> None:
+    assert outcome["states_go_both_ways"] == {
         "transformer_engine to torch": True,
         "torch takes a part": False,
         "torch to transformer_engine": True,
@@ -53,10 +53,10 @@ def test_states_go_both_ways(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_losses_and_gradients_are_those_of_the_other_layers(found: dict[str, Any]) -> None:
+def test_losses_and_gradients_are_those_of_the_other_layers(outcome: dict[str, Any]) -> None:
     """In fp32: with RoPE, recomputed, attending within documents, and with heads that are filled up with zeros."""
-    assert len(found["equal_to_torch"]) == 8
-    assert all(value <= 1e-6 for values in found["equal_to_torch"].values() for value in values)
+    assert len(outcome["equal_to_torch"]) == 8
+    assert all(value <= 1e-6 for values in outcome["equal_to_torch"].values() for value in values)
 
 
 @pytest.mark.slow
@@ -70,9 +70,9 @@ def test_losses_and_gradients_are_those_of_the_other_layers(found: dict[str, Any
     ],
 )
 def test_fp8_is_where_it_is_wanted_and_scales_move_once_a_pass(
-    settings: str, attention: str, matrices: str, found: dict[str, Any]
+    settings: str, attention: str, matrices: str, outcome: dict[str, Any]
 ) -> None:
-    seen = found["regions"][settings]
+    seen = outcome["regions"][settings]
     assert seen["training"]["attention"] == [mark == "1" for mark in attention]
     assert seen["training"]["matrices"] == [mark == "1" for mark in matrices]
     assert seen["training"]["updates"] == [1, 1]  # forward and backward
@@ -83,15 +83,15 @@ def test_fp8_is_where_it_is_wanted_and_scales_move_once_a_pass(
 
 
 @pytest.mark.slow
-def test_fp8_is_near_fp32_and_causal(found: dict[str, Any]) -> None:
-    numbers = found["numbers"]
+def test_fp8_is_near_fp32_and_causal(outcome: dict[str, Any]) -> None:
+    numbers = outcome["numbers"]
     assert all(0 < apart < 0.01 for apart in numbers["relative difference"])
     assert numbers["gradient scales moved"] and numbers["before the change"] and not numbers["from the change on"]
 
 
 @pytest.mark.slow
-def test_scales_are_kept(found: dict[str, Any]) -> None:
-    kept = found["kept_scales"]
+def test_scales_are_kept(outcome: dict[str, Any]) -> None:
+    kept = outcome["kept_scales"]
     assert kept["with"] and kept["other history"] and not kept["without"]
     # 4 layers, 4 matrices and attention, scales and histories forward and backward; none where none has been used.
     assert (kept["entries"], kept["fresh"], kept["dtypes"]) == (4 * 5 * 4, 0, ["torch.float32"])

@@ -107,8 +107,8 @@ def test_too_little_text_for_a_search_is_refused_before_training(
     drope: Any, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     """The first stage that knows how much text there is says so."""
-    wanted = ("evaluation.variants=[rope, longrope2]", "evaluation.longrope2.tokens=1000000")
-    result = drope("run", write_recipe(), *wanted)
+    needed = ("evaluation.variants=[rope, longrope2]", "evaluation.longrope2.tokens=1000000")
+    result = drope("run", write_recipe(), *needed)
     assert result.returncode == 2
     assert "the search of longrope2 takes 1000001 others; prepare more" in result.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "runs" / "tiny" / "data" / "manifest.json").exists()

@@ -97,8 +97,8 @@ def test_norms_and_how_they_began(layout: Callable[..., Layout]) -> None:
     inserted = with_norms(layout(inserted_norms="calibrated"), q_norm="per_head", k_norm="per_head")
     row = "| RMSNorm | queries over each head, keys over each head; put in before training, weights calibrated |"
     assert row in card_of(inserted, {"dtype": "float32"})
-    found = with_norms(layout(), k_norm="full")
-    assert "| RMSNorm | keys over all heads together; the source's |" in card_of(found, {"dtype": "float32"})
+    result = with_norms(layout(), k_norm="full")
+    assert "| RMSNorm | keys over all heads together; the source's |" in card_of(result, {"dtype": "float32"})
 
 
 def test_the_softmax_scale_is_stated(layout: Callable[..., Layout]) -> None:

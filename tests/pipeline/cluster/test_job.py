@@ -151,15 +151,15 @@ def test_excluded_nodes_gather_until_too_few_are_left(folder: JobsFolder, monkey
 def test_a_job_that_waits_may_use_nodes_again_where_too_few_others_are_up(
     folder: JobsFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = []
-    monkeypatch.setattr(excluded_nodes.client, "exclude_nodes", lambda job_id, names: told.append((job_id, names)))
+    said = []
+    monkeypatch.setattr(excluded_nodes.client, "exclude_nodes", lambda job_id, names: said.append((job_id, names)))
     asked = Resources(nodes=3, nodes_min=2, exclude="n9")
     folder.excluded("p").write_text("n[2,9]\n")
     monkeypatch.setattr(excluded_nodes.client, "nodes_of_partition", lambda partition: {"n1", "n2", "n3", "n9"})
-    assert excluded_nodes.readmit(folder, "p", 7, asked) == () and not told
+    assert excluded_nodes.readmit(folder, "p", 7, asked) == () and not said
     monkeypatch.setattr(excluded_nodes.client, "nodes_of_partition", lambda partition: {"n2", "n3", "n9"})
     assert excluded_nodes.readmit(folder, "p", 7, asked) == ("n2",)
-    assert told == [(7, "n9")] and folder.excluded("p").read_text() == "n9\n"
+    assert said == [(7, "n9")] and folder.excluded("p").read_text() == "n9\n"
     assert excluded_nodes.readmit(folder, "p", 7, asked) == ()
 
 

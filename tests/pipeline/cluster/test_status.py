@@ -150,9 +150,9 @@ def test_without_slurm_the_run_speaks_for_itself(run: JobsFolder, monkeypatch: p
 
     monkeypatch.setattr(knowledge.client, "listed", absent)
     run.write_attempts(Attempts(part="recalibration", job_id=10, index=None, attempts=(BEGUN,)))
-    found = status_of(run.run)
-    assert found.stages[2].state == "running" and "SLURM could not be asked" in as_text(found)
-    assert not found.is_settled
+    result = status_of(run.run)
+    assert result.stages[2].state == "running" and "SLURM could not be asked" in as_text(result)
+    assert not result.is_settled
 
 
 def test_where_a_training_stands(tmp_path: Path) -> None:
@@ -162,8 +162,8 @@ def test_where_a_training_stands(tmp_path: Path) -> None:
         {"step": 1, "loss": 2.0, "tokens": 128, "step_seconds": 2.0, "tokens_per_second": 64.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 2, "lo')
-    found = training_status.training_status(tmp_path)
-    assert (found.step, found.tokens, found.loss, found.steps, found.ends) == (1, 128, 2.0, None, None)
+    result = training_status.training_status(tmp_path)
+    assert (result.step, result.tokens, result.loss, result.steps, result.ends) == (1, 128, 2.0, None, None)
 
 
 def test_when_a_training_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

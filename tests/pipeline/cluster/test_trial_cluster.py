@@ -44,8 +44,8 @@ def steps_of_a_while(undisturbed: list[dict[str, Any]]) -> int:
 
 
 def attempts(run: ClusterRun, part: str = "recalibration") -> list[dict[str, Any]]:
-    found = [json.loads(path.read_text())["attempts"] for path in (run.path / "jobs" / "attempts").glob(f"{part}.*")]
-    return [attempt for of_job in found for attempt in of_job]
+    result = [json.loads(path.read_text())["attempts"] for path in (run.path / "jobs" / "attempts").glob(f"{part}.*")]
+    return [attempt for of_job in result for attempt in of_job]
 
 
 def test_the_whole_pipeline_by_one_command(cluster_run: MakeRun) -> None:
@@ -127,10 +127,10 @@ def test_a_time_limit_shorter_than_the_run(
         job = run.cluster.command("squeue", "-h", "-o", "%A").split()[0]
         run.cluster.command("scontrol", "update", f"jobid={job}", "TimeLimit=60")
     shown = run.wait("recalibration", "complete", seconds=2 * SECONDS)
-    found = attempts(run)
-    assert len(found) >= 2 and [attempt["code"] for attempt in found] == [75] * (len(found) - 1) + [0]
-    assert [attempt["restarts"] for attempt in found] == [*range(len(found))]
-    assert shown["restarts"] == len(found) - 1
+    result = attempts(run)
+    assert len(result) >= 2 and [attempt["code"] for attempt in result] == [75] * (len(result) - 1) + [0]
+    assert [attempt["restarts"] for attempt in result] == [*range(len(result))]
+    assert shown["restarts"] == len(result) - 1
     assert [line["step"] for line in numbers(run)] == [*range(steps_of_a_while + 1)]
 
 

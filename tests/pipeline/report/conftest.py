@@ -264,13 +264,13 @@ class Run:
             depths = tuple(index % DEPTHS / (DEPTHS - 1) for index in range(n))
         elif task == "niah_single_1":
             depths = tuple(drawn.random(n))
-        found = tuple((hard < share).astype(float)) if family == "niah" else tuple(share * hard)
+        outcome = tuple((hard < share).astype(float)) if family == "niah" else tuple(share * hard)
         place = {"variant": variant, "task": task, "context_factor": factor}
         place["metric"] = "string_match" if family == "niah" else METRICS[task]
-        error = float(np.std(found, ddof=1) / n**0.5)
-        length, mean = factor * CONTEXT, float(np.mean(found))
+        error = float(np.std(outcome, ddof=1) / n**0.5)
+        length, mean = factor * CONTEXT, float(np.mean(outcome))
         score = Score(**place, length=length, value=mean, stderr=error, samples=n, seconds=0.25)
-        return score, SampleValues(**place, values=found, depths=depths)
+        return score, SampleValues(**place, values=outcome, depths=depths)
 
     def score(self, variant: str, task: str, factor: int, metric: str | None = None, place: int = 0) -> Score:
         column = (1, 2, 4, 8).index(factor)

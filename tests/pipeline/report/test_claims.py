@@ -83,13 +83,13 @@ def test_values_of_the_same_samples_are_compared_in_pairs() -> None:
     """What both find hard cancels: a difference far below the scores' own errors is told, and its sign is kept."""
     draw = np.random.default_rng(0)
     hard = draw.normal(2.5, 1.0, 100)
-    mine, theirs = hard + draw.normal(0, 0.01, 100), hard + 0.05 + draw.normal(0, 0.01, 100)
-    scores = [score("loss", float(values.mean()), 0.1, name) for values, name in ((mine, "drope"), (theirs, "yarn"))]
+    own, theirs = hard + draw.normal(0, 0.01, 100), hard + 0.05 + draw.normal(0, 0.01, 100)
+    scores = [score("loss", float(values.mean()), 0.1, name) for values, name in ((own, "drope"), (theirs, "yarn"))]
     assert compare(*scores).verdict == "within the noise"
-    claim = compare(*scores, [(mine.tolist(), theirs.tolist())])
+    claim = compare(*scores, [(own.tolist(), theirs.tolist())])
     assert claim.verdict == "better" and claim.difference == pytest.approx(0.05, abs=0.005)
     assert claim.stderr == pytest.approx(0.0014, rel=0.2) and claim.interval[0] < claim.difference < claim.interval[1]
-    turned = compare(*reversed(scores), [(theirs.tolist(), mine.tolist())])
+    turned = compare(*reversed(scores), [(theirs.tolist(), own.tolist())])
     assert turned.verdict == "worse" and turned.interval == pytest.approx(
         (-claim.interval[1], -claim.interval[0]), abs=2e-4
     )

@@ -66,8 +66,8 @@ def two(tmp_path: Path, recalls: tuple[np.ndarray, np.ndarray]) -> list[Path]:
 
 
 def recall_at_4x(folders: list[Path]):
-    found = {section.heading: section for section in sections(read_runs(folders, REPORT.reported))}
-    return {line.length: line for line in found["Recall (share of facts)"].lines}["4x"].cells
+    outcome = {section.heading: section for section in sections(read_runs(folders, REPORT.reported))}
+    return {line.length: line for line in outcome["Recall (share of facts)"].lines}["4x"].cells
 
 
 def test_the_same_samples_are_compared_in_pairs(two: list[Path], recalls: tuple[np.ndarray, np.ndarray]) -> None:
@@ -135,9 +135,9 @@ def test_the_mean_of_other_tasks_is_not_compared(two: list[Path]) -> None:
     scored = [s for s in other.results.scores if s.metric != "string_match" or s.task in fewer.tasks]
     results = other.results.model_copy(update={"config": config, "scores": tuple(scored)})
     changed = type(other)(other.name, other.folder, other.data, results, other.variant)
-    found = {section.heading: section for section in sections([one, changed])}
-    mean = found["Needles (share found, mean of RULER's tasks)"].lines[0].cells[1]
-    single = found["niah_single_1 (string_match)"].lines[0].cells[1]
+    outcome = {section.heading: section for section in sections([one, changed])}
+    mean = outcome["Needles (share found, mean of RULER's tasks)"].lines[0].cells[1]
+    single = outcome["niah_single_1 (string_match)"].lines[0].cells[1]
     assert (mean.verdict, single.verdict) == ("of other tasks", "within the noise")
 
 
@@ -178,8 +178,8 @@ def test_the_page_is_one_file_without_references(two: list[Path], tmp_path: Path
 
 
 def test_percent_stay_percent_by_task(two: list[Path]) -> None:
-    found = {section.heading: section for section in sections(read_runs(two, REPORT.reported))}
-    value = float(found["lcc (code_sim)"].lines[0].cells[0].value)
+    outcome = {section.heading: section for section in sections(read_runs(two, REPORT.reported))}
+    value = float(outcome["lcc (code_sim)"].lines[0].cells[0].value)
     assert 1 < value <= 100
 
 
@@ -204,8 +204,8 @@ def test_what_cannot_be_compared_is_refused(two: list[Path], tmp_path: Path) -> 
 
 
 def test_the_command_takes_a_recipe_or_folders(two: list[Path], tmp_path: Path) -> None:
-    told = CliRunner().invoke(main, ["report", "--help"]).output
-    assert "RECIPE [KEY=VALUE]..." in told and "--compare RUN1 RUN2..." in told
+    said = CliRunner().invoke(main, ["report", "--help"]).output
+    assert "RECIPE [KEY=VALUE]..." in said and "--compare RUN1 RUN2..." in said
     refused = CliRunner().invoke(main, ["report", "recipe.yaml", "--out", "page.html"])
     assert refused.exit_code == 2 and "--out goes with --compare" in refused.output
     absent = CliRunner().invoke(main, ["report", str(tmp_path / "none.yaml"), "name=x"])

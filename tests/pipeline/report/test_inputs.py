@@ -65,9 +65,9 @@ def test_results_without_a_number_are_refused(run) -> None:
     """Also where the stage's manifest vouches for the file."""
     recipe = run.build()
     path = run.folder / "evaluation" / "results.json"
-    found = json.loads(path.read_text(encoding="utf-8"))
-    found["scores"][2]["value"] = None
-    path.write_text(json.dumps(found), encoding="utf-8")
+    result = json.loads(path.read_text(encoding="utf-8"))
+    result["scores"][2]["value"] = None
+    path.write_text(json.dumps(result), encoding="utf-8")
     manifest = Manifest.load(run.folder / "evaluation")
     assert manifest is not None
     outputs = describe_outputs(run.folder / "evaluation", [path])

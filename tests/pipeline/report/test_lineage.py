@@ -44,9 +44,9 @@ def test_config_digest_does_not_depend_on_the_order_of_keys(manifests: dict[str,
 
 def test_versions_that_differ_name_their_stages(manifests: dict[str, Manifest]) -> None:
     other = manifests["export"].model_copy(update={"environment": {"python": "3.12.1"}})
-    found = {version.name: version.value for version in versions(manifests | {"export": other})}
-    assert found["python"] == "3.11.9 (data, surgery, recalibration, evaluation); 3.12.1 (export)"
-    assert found["git"] == "0123456789ab (data, surgery, recalibration, evaluation); not recorded (export)"
+    result = {version.name: version.value for version in versions(manifests | {"export": other})}
+    assert result["python"] == "3.11.9 (data, surgery, recalibration, evaluation); 3.12.1 (export)"
+    assert result["git"] == "0123456789ab (data, surgery, recalibration, evaluation); not recorded (export)"
 
 
 @pytest.mark.parametrize(

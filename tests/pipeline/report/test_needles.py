@@ -24,19 +24,19 @@ def results(full):
 
 
 def test_the_mean_is_over_rulers_tasks_alone(results) -> None:
-    found = measure(results, NEEDLES)
-    assert found.tasks == ("niah_single_1", "niah_multikey_2", "niah_multivalue") and found.factors == [2, 4]
-    mine = [s for s in results.scores if (s.variant, s.context_factor) == ("drope", 4) and s.task in found.tasks]
-    score = found.scores["drope", 4]
-    assert score.value == pytest.approx(np.mean([s.value for s in mine])) and score.samples == 120
-    assert score.stderr == pytest.approx(np.sqrt(sum(s.stderr**2 for s in mine)) / 3)
-    assert [len(part) for part in found.parts["drope", 4]] == [40, 40, 40]
+    result = measure(results, NEEDLES)
+    assert result.tasks == ("niah_single_1", "niah_multikey_2", "niah_multivalue") and result.factors == [2, 4]
+    own = [s for s in results.scores if (s.variant, s.context_factor) == ("drope", 4) and s.task in result.tasks]
+    score = result.scores["drope", 4]
+    assert score.value == pytest.approx(np.mean([s.value for s in own])) and score.samples == 120
+    assert score.stderr == pytest.approx(np.sqrt(sum(s.stderr**2 for s in own)) / 3)
+    assert [len(part) for part in result.parts["drope", 4]] == [40, 40, 40]
 
 
 def test_a_mean_is_only_of_all_its_tasks(results) -> None:
     fewer = [s for s in results.scores if (s.task, s.variant) != ("niah_multivalue", "yarn")]
-    found = measure(results.model_copy(update={"scores": tuple(fewer)}), NEEDLES)
-    assert "yarn" not in found.variants and "drope" in found.variants
+    result = measure(results.model_copy(update={"scores": tuple(fewer)}), NEEDLES)
+    assert "yarn" not in result.variants and "drope" in result.variants
 
 
 def test_longbench_is_the_mean_of_the_tasks_in_percent(results) -> None:
@@ -45,8 +45,8 @@ def test_longbench_is_the_mean_of_the_tasks_in_percent(results) -> None:
     assert table.columns[1][1] == "qa_f1, 40 items"
     (group,) = table.groups
     row = next(row for row in group.rows if row.variant == "drope")
-    mine = {s.task: s.value for s in results.scores if s.variant == "drope"}
-    parts = [mine[name] for name in ("multifieldqa_en", "musique", "gov_report", "lcc")]
+    own = {s.task: s.value for s in results.scores if s.variant == "drope"}
+    parts = [own[name] for name in ("multifieldqa_en", "musique", "gov_report", "lcc")]
     assert [cell.value for cell in row.cells] == [f"{100 * value:.1f}" for value in (np.mean(parts), *parts)]
 
 
@@ -66,14 +66,14 @@ def test_needles_by_task_have_a_group_for_every_length(results) -> None:
 
 def test_claims_on_needles_and_longbench_are_paired_within_tasks(results) -> None:
     """Samples are hard for all variants alike, so that the paired error is below that of the two means."""
-    found = all_claims(results)
-    claim = next(c for c in found[NEEDLES] if (c.ours.context_factor, c.rival.variant) == (4, "yarn"))
+    result = all_claims(results)
+    claim = next(c for c in result[NEEDLES] if (c.ours.context_factor, c.rival.variant) == (4, "yarn"))
     assert claim.verdict == "better" and claim.interval[0] < claim.difference < claim.interval[1]
     assert claim.stderr < 0.9 * np.hypot(claim.ours.stderr, claim.rival.stderr)
-    assert {c.ours.context_factor for c in found[LONGBENCH]} == {4}
-    (percent,) = {c.number(c.ours.value) for c in found[LONGBENCH]}
-    assert percent == f"{100 * found[LONGBENCH][0].ours.value:.1f}"
-    sentences = [line for line in summary(found, results.chance) if "RULER" in line]
+    assert {c.ours.context_factor for c in result[LONGBENCH]} == {4}
+    (percent,) = {c.number(c.ours.value) for c in result[LONGBENCH]}
+    assert percent == f"{100 * result[LONGBENCH][0].ours.value:.1f}"
+    sentences = [line for line in summary(result, results.chance) if "RULER" in line]
     assert len(sentences) == 1
     assert sentences[0].startswith("At 4x its context (256 tokens) DroPE with its softmax scale finds")
 
@@ -110,21 +110,21 @@ def test_needle_plots_have_lengths_of_their_own(results) -> None:
 
 def test_swept_depths_are_taken_as_they_are(results) -> None:
     values = next(v for v in results.values if (v.task, v.variant, v.context_factor) == ("niah_depth", "yarn", 4))
-    found = depth.by_depth(values)
-    assert found.middles.tolist() == [0, 0.25, 0.5, 0.75, 1]
-    assert found.edges.tolist() == pytest.approx([-0.125, 0.125, 0.375, 0.625, 0.875, 1.125])
-    for place, middle in enumerate(found.middles):
+    result = depth.by_depth(values)
+    assert result.middles.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert result.edges.tolist() == pytest.approx([-0.125, 0.125, 0.375, 0.625, 0.875, 1.125])
+    for place, middle in enumerate(result.middles):
         here = [v for v, d in zip(values.values, values.depths, strict=True) if d == middle]
-        assert found.shares[place] == pytest.approx(np.mean(here))
-        assert found.errors[place] == pytest.approx(np.std(here, ddof=1) / len(here) ** 0.5)
+        assert result.shares[place] == pytest.approx(np.mean(here))
+        assert result.errors[place] == pytest.approx(np.std(here, ddof=1) / len(here) ** 0.5)
 
 
 def test_depths_of_recall_are_put_into_tenths() -> None:
     place = {"variant": "drope", "task": "recall", "metric": "exact_match", "context_factor": 4}
-    found = depth.by_depth(SampleValues(**place, values=(1, 0, 1, 1), depths=(0.0, 0.05, 0.31, 1.0)))
-    assert found.middles == pytest.approx(np.arange(0.05, 1, 0.1)) and len(found.edges) == 11
-    assert found.shares[[0, 3, 9]].tolist() == [0.5, 1.0, 1.0] and np.isnan(found.shares[[1, 2, 4, 8]]).all()
-    assert found.errors[0] == pytest.approx(0.5) and np.isnan(found.errors[3])
+    result = depth.by_depth(SampleValues(**place, values=(1, 0, 1, 1), depths=(0.0, 0.05, 0.31, 1.0)))
+    assert result.middles == pytest.approx(np.arange(0.05, 1, 0.1)) and len(result.edges) == 11
+    assert result.shares[[0, 3, 9]].tolist() == [0.5, 1.0, 1.0] and np.isnan(result.shares[[1, 2, 4, 8]]).all()
+    assert result.errors[0] == pytest.approx(0.5) and np.isnan(result.errors[3])
 
 
 def test_the_map_shows_every_variant_length_and_share(results) -> None:

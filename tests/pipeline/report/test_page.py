@@ -95,7 +95,7 @@ def test_the_page_needs_nothing_but_itself(shown) -> None:
             name for name in attributes if name in ("src", "srcset", "action", "poster") or name.startswith("on")
         }
         links += [value for name, value in attributes.items() if name.endswith("href")]
-        references += [found for value in attributes.values() for found in re.findall(r"url\(([^)]*)\)", value)]
+        references += [result for value in attributes.values() for result in re.findall(r"url\(([^)]*)\)", value)]
     references += [link for link in links if link.startswith("#")]
     assert len(references) > 100 and {reference.removeprefix("#") for reference in references} <= set(ids)
     assert {link for link in links if not link.startswith("#")} == set(FILES)

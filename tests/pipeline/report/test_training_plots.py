@@ -72,8 +72,8 @@ def test_steps_stand_above_the_tokens(full) -> None:
     data = read_run(full.build(), full.folder, REPORT.reported)
     svg = plots.recalibration_plot(data.metrics, 2.0, None, "r").svg
     assert {"steps", "training tokens (thousands)", "RoPE source at 1x", "Control, validation"} <= set(texts(svg))
-    found = re.findall(r'<text style="font-size: (\d+)px[^"]*" x="([\d.]+)"[^>]*>([^<]+)</text>', svg)
-    place = {(size, text): float(x) for size, x, text in found if text in ("0", "10", "20")}
+    result = re.findall(r'<text style="font-size: (\d+)px[^"]*" x="([\d.]+)"[^>]*>([^<]+)</text>', svg)
+    place = {(size, text): float(x) for size, x, text in result if text in ("0", "10", "20")}
     tokens, steps = (place["10", "10"] - place["10", "0"], place["8", "20"] - place["8", "0"])
     assert steps / tokens == pytest.approx(10.24 / 10, rel=1e-3)
 

@@ -104,12 +104,12 @@ def test_leftovers_of_a_cut_off_write_do_not_become_outputs(write_recipe: Callab
 
 
 def test_a_folder_that_is_no_run_is_left_alone(write_recipe: Callable[..., Path], tmp_path: Path, drope: Any) -> None:
-    mine = tmp_path / "runs" / "tiny" / "data" / "mine.txt"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("not to be lost")
+    ours = tmp_path / "runs" / "tiny" / "data" / "mine.txt"
+    ours.parent.mkdir(parents=True)
+    ours.write_text("not to be lost")
     result = drope("run", write_recipe(), "--stage", "data")
     assert result.returncode == 2 and "not the folder of a run" in result.stderr
-    assert mine.read_text() == "not to be lost"
+    assert ours.read_text() == "not to be lost"
 
 
 @pytest.mark.parametrize("runs_dir", ["recipe.yaml", "/proc/none", '"a\\0b"'])

@@ -59,12 +59,14 @@ def test_every_stage_left_a_manifest_with_its_lineage(finished: Path) -> None:
 def test_a_finished_run_is_probed_with_its_export_on_its_text(copied: Path, drope: Any) -> None:
     made = drope("probe", copied / "recipe.yaml", "--length", 16)
     assert made.returncode == 0, made.stderr
-    found = ProbeResults.model_validate_json((copied / "runs/tiny/probes/probes.json").read_bytes())
-    assert found.subjects[-1].name == "DroPE"
-    assert {layer.subject for layer in found.layers if layer.sequence == "text"} == {one.name for one in found.subjects}
-    at_rest = [layer for layer in found.layers if (layer.subject, layer.sequence) == ("DroPE", "constant")]
+    outcome = ProbeResults.model_validate_json((copied / "runs/tiny/probes/probes.json").read_bytes())
+    assert outcome.subjects[-1].name == "DroPE"
+    assert {layer.subject for layer in outcome.layers if layer.sequence == "text"} == {
+        one.name for one in outcome.subjects
+    }
+    at_rest = [layer for layer in outcome.layers if (layer.subject, layer.sequence) == ("DroPE", "constant")]
     assert all(max(layer.bias.values()) < 1e-7 for layer in at_rest if layer.epsilon == 0)  # the softmax is in fp32
-    with_rope = [layer for layer in found.layers if (layer.subject, layer.sequence) == ("RoPE", "constant")]
+    with_rope = [layer for layer in outcome.layers if (layer.subject, layer.sequence) == ("RoPE", "constant")]
     assert all(min(layer.bias.values()) > 1e-5 for layer in with_rope if layer.epsilon == 0)
     refused = drope("probe", copied / "recipe.yaml", f"model.path={copied / 'runs/tiny/export/drope'}")
     assert refused.returncode == 2 and "it has no RoPE, so there is nothing to compare" in refused.stderr
@@ -94,11 +96,11 @@ def test_an_evaluation_in_tasks_gives_the_results_of_one(copied: Path, drope: An
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in (evaluation / "units").iterdir()}.items()
     merged = drope("evaluate", copied / "recipe.yaml", "--merge")
     assert merged.returncode == 0, merged.stderr
-    found = Results.load(evaluation)
-    assert [score.model_copy(update={"seconds": 0.0}) for score in found.scores] == [
+    outcome = Results.load(evaluation)
+    assert [score.model_copy(update={"seconds": 0.0}) for score in outcome.scores] == [
         score.model_copy(update={"seconds": 0.0}) for score in whole.scores
     ]
-    assert found.values == whole.values and Manifest.load(evaluation) is not None
+    assert outcome.values == whole.values and Manifest.load(evaluation) is not None
 
 
 def evaluate_tasks(recipe: Path, *tasks: int) -> None:

@@ -100,7 +100,7 @@ def test_exports_of_every_class(
     family: str,
     norms: str,
     position_embedding: str,
-    wanted: str,
+    expected: str,
     architecture: str,
     tiny_model: Path,
     qwen2_model: Path,
@@ -114,7 +114,7 @@ def test_exports_of_every_class(
     layout = convert(SurgeryConfig(qk_norm=norms), source=source, out_dir=tmp_path / "layout")
     changed = layout.model_copy(update={"position_embedding": position_embedding})
     (tmp_path / "layout" / "layout.json").write_text(changed.model_dump_json())
-    config = ExportConfig(format=wanted, softmax_scale={"beta": 1.5, "apply": "config"})
+    config = ExportConfig(format=expected, softmax_scale={"beta": 1.5, "apply": "config"})
     export.run(config, layout_dir=tmp_path / "layout", source=source, out_dir=tmp_path / "export", export_check=None)
     facts = inspect_path(tmp_path / "export")
     assert facts["architecture"] == architecture

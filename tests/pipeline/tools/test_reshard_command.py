@@ -42,13 +42,13 @@ def test_a_run_goes_on_at_another_tp_degree(write_recipe: Callable[..., Path], d
     assert "6, 768 tokens" in facts and "all tensors as recorded" in facts
     succeed("run", recipe, *stages, *changes)
     assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
-    wanted, got = read_metrics(old), read_metrics(new)
+    expected, got = read_metrics(old), read_metrics(new)
     assert [line["step"] for line in got] == list(range(13))
-    assert got[:7] == wanted[:7]
-    assert [line["loss"] for line in got[7:]] == pytest.approx([line["loss"] for line in wanted[7:]], abs=1e-5)
+    assert got[:7] == expected[:7]
+    assert [line["loss"] for line in got[7:]] == pytest.approx([line["loss"] for line in expected[7:]], abs=1e-5)
     manifest = Manifest.load(new)
     assert manifest.facts["continued_from"]["step"] == 6
-    assert manifest.facts["validation_loss_before"] == wanted[0]["validation_loss"]
+    assert manifest.facts["validation_loss_before"] == expected[0]["validation_loss"]
     assert "complete, skipped" in succeed("run", recipe, *stages, *changes)
 
 

@@ -53,8 +53,8 @@ def test_scales_per_head_and_a_scale_left_in_the_config(exported: Path, tmp_path
     (stale / "stale").touch()
     made = tune_scale(load_recipe(recipe), factors=(2.0,), apply="config", per_head=True, steps=3, tokens=256)
     heads = TrainedHeads.model_validate_json((run / "softmax-scale" / "heads.json").read_bytes())
-    found = ScaleResults.model_validate_json((run / "softmax-scale" / "scale.json").read_bytes())
-    assert (heads.factor, heads.length, heads.steps, heads.start) == (2, 64, 3, found.lengths[0].beta)
+    outcome = ScaleResults.model_validate_json((run / "softmax-scale" / "scale.json").read_bytes())
+    assert (heads.factor, heads.length, heads.steps, heads.start) == (2, 64, 3, outcome.lengths[0].beta)
     (check,) = heads.checks
     said = f"loss on held-out text that was not trained on ({check.rows} rows): {check.before:.4f} -> {check.after:.4f}"
     assert said in summary(made)
@@ -77,20 +77,20 @@ def test_a_run_s_scale_and_the_models_that_carry_it(exported: Path, drope: Any) 
     assert made.returncode == 0, made.stderr
     run = exported / "runs" / "tiny"
     folder = run / "softmax-scale"
-    found = ScaleResults.model_validate_json((folder / "scale.json").read_bytes())
-    assert [(one.factor, one.length, one.rows) for one in found.lengths] == [(2, 64, 8), (4, 128, 4)]
-    assert found.judged_by == "text" and found.c_error is not None and found.c_residual_error is not None
+    outcome = ScaleResults.model_validate_json((folder / "scale.json").read_bytes())
+    assert [(one.factor, one.length, one.rows) for one in outcome.lengths] == [(2, 64, 8), (4, 128, 4)]
+    assert outcome.judged_by == "text" and outcome.c_error is not None and outcome.c_residual_error is not None
     rows = list(csv.DictReader((folder / "scale.csv").open()))
-    assert len(rows) == sum(len(one.points) for one in found.lengths)
+    assert len(rows) == sum(len(one.points) for one in outcome.lengths)
     words = "".join(ElementTree.parse(folder / "scale.svg").getroot().itertext())
     assert all(part in words for part in ("2x (64 tokens)", "4x (128 tokens)", "ln s", "held-out text"))
     lines = made.stdout.splitlines()
-    assert f"c = {found.c:.4f}, standard error" in made.stdout
+    assert f"c = {outcome.c:.4f}, standard error" in made.stdout
     assert lines[-1] == f"plot: {folder.resolve() / 'scale.svg'}"
     for factor in ("4", "2.5"):
         model = folder / f"model-{factor}x"
         assert f"model: {model.resolve()}" in lines
-        beta = 1 + found.c * math.log(float(factor))
+        beta = 1 + outcome.c * math.log(float(factor))
         torch.testing.assert_close(logits(model), logits(run / "export" / "drope", beta), rtol=0, atol=1e-5)
         assert json.loads((model / "config.json").read_text())["drope"]["softmax_scale"]["beta"] == pytest.approx(beta)
         assert "| export check | loss" in (model / "README.md").read_text()

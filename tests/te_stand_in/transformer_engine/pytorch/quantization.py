@@ -46,9 +46,9 @@ class FP8GlobalStateManager:
 
     @classmethod
     def is_first_fp8_module(cls) -> bool:
-        found = cls.quantization_state.is_first_fp8_module
+        result = cls.quantization_state.is_first_fp8_module
         cls.quantization_state.is_first_fp8_module = False
-        return found
+        return result
 
     @classmethod
     def add(cls, fp8_meta: dict[str, Any]) -> None:
