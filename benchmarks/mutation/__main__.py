@@ -1,7 +1,7 @@
 """Break the code in random small ways, one at a time, and count which mistakes the tests notice.
 
 Works on a copy of the project. Tests run once to note which of them run which line; then, for each mistake, those that
-run its line (the tests of the same folder where none is known to) run until one fails. A mistake that makes a test hang
+run its line (those in the folder that mirrors the file's, where none is known to) run until one fails. A mistake that makes a test hang
 counts as noticed. Some that are left are no mistakes: other code that does the same.
 
 Exit status: 0; 1 if the tests fail without any mistake.
@@ -10,11 +10,13 @@ Exit status: 0; 1 if the tests fail without any mistake.
 import argparse
 import collections
 import os
+import queue
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from tqdm import tqdm
@@ -38,9 +40,10 @@ def main() -> int:
     drawn = random.Random(arguments.seed).sample(mutants, min(arguments.count, len(mutants)))
     print(f"{len(mutants):,} possible mistakes in {len(files)} files; {len(drawn)} are made")
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
-        copy = Path(folder) / "project"
-        shutil.copytree(PROJECT, copy, symlinks=True, ignore=_LEFT_OUT)
-        (copy / ".venv").symlink_to(PROJECT / ".venv")
+        copies: queue.Queue[Path] = queue.Queue()
+        for number in range(arguments.jobs):
+            copies.put(copy_project(Path(folder) / str(number)))
+        copy = copies.queue[0]
         data = arguments.coverage or Path(folder) / "coverage"
         if not data.is_file():
             try:
@@ -49,16 +52,41 @@ def main() -> int:
                 print("the tests fail as they are; nothing was broken", file=sys.stderr)
                 return 1
         coverage = CoverageMap(data)
-        progress = tqdm(drawn, unit="mistake", disable=None)
-        results = {mutant: is_noticed(mutant, copy, coverage, arguments) for mutant in progress}
+        results: dict[Mutant, bool] = {}
+        with (
+            ThreadPoolExecutor(arguments.jobs) as pool,
+            tqdm(total=len(drawn), unit="mistake", disable=None) as progress,
+        ):
+            started = {pool.submit(try_one, mutant, copies, coverage, arguments): mutant for mutant in drawn}
+            for future in as_completed(started):
+                mutant = started[future]
+                results[mutant] = future.result()
+                tqdm.write(f"{len(results):3} {'noticed' if results[mutant] else 'NOT NOTICED'}: {shown(mutant)}")
+                progress.update()
     print(table(results))
     return 0
+
+
+def copy_project(copy: Path) -> Path:
+    shutil.copytree(PROJECT, copy, symlinks=True, ignore=_LEFT_OUT)
+    (copy / ".venv").symlink_to(PROJECT / ".venv")
+    return copy
+
+
+def try_one(mutant: Mutant, copies: "queue.Queue[Path]", coverage: CoverageMap, arguments: argparse.Namespace) -> bool:
+    """is_noticed in a copy that no other thread uses."""
+    copy = copies.get()
+    try:
+        return is_noticed(mutant, copy, coverage, arguments)
+    finally:
+        copies.put(copy)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mutation", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("packages", nargs="*", default=PACKAGES, help="packages or folders to break; default: all")
     parser.add_argument("--count", type=int, default=100, help="mistakes to make (100)")
+    parser.add_argument("--jobs", type=int, default=1, help="mistakes tried at once, each in a copy of its own (1)")
     parser.add_argument("--seed", type=int, default=0, help="which ones (0)")
     parser.add_argument("--tests", default="not slow", help="pytest's mark expression of the tests that run (not slow)")
     parser.add_argument("--timeout", type=int, default=300, help="seconds after which tests count as hanging (300)")
@@ -69,7 +97,7 @@ def parse() -> argparse.Namespace:
 def is_noticed(mutant: Mutant, copy: Path, coverage: CoverageMap, arguments: argparse.Namespace) -> bool:
     """Whether a test fails, or hangs, with the mistake in the copy; the copy is mended again."""
     relative = mutant.path.relative_to(PROJECT)
-    tests = coverage.tests_of(relative, mutant.line)[:_MOST_TESTS] or [_tests_of_folder(relative)]
+    tests = coverage.tests_of(relative, mutant.line)[:_MOST_TESTS] or _tests_of_folder(relative)
     file = copy / relative
     source = file.read_text(encoding="utf-8")
     file.write_text(mutant.applied(source), encoding="utf-8")
@@ -86,12 +114,16 @@ def is_noticed(mutant: Mutant, copy: Path, coverage: CoverageMap, arguments: arg
     return done.returncode not in (0, _NO_TESTS)
 
 
-def _tests_of_folder(source: Path) -> str:
-    """The folder of tests that mirrors a source file's, or the nearest one above it that exists."""
+def _tests_of_folder(source: Path) -> list[str]:
+    """Files in the folder of tests that mirrors a source file's, or in the nearest one above it that has some."""
     folder = source.parent
-    while not (PROJECT / "tests" / folder).is_dir():
+    while not (files := sorted((PROJECT / "tests" / folder).glob("test_*.py"))):
         folder = folder.parent
-    return str("tests" / folder)
+    return [str(file.relative_to(PROJECT)) for file in files]
+
+
+def shown(mutant: Mutant) -> str:
+    return str(mutant).replace(f"{PROJECT}/", "")
 
 
 def table(results: dict[Mutant, bool]) -> str:
@@ -100,7 +132,7 @@ def table(results: dict[Mutant, bool]) -> str:
     noticed = collections.Counter(mutant.kind for mutant, seen in results.items() if seen)
     rows = [f"| {kind} | {noticed[kind]} of {count} |" for kind, count in sorted(made.items())]
     total = f"| **all** | **{sum(noticed.values())} of {len(results)}** |"
-    unnoticed = sorted(str(mutant).replace(f"{PROJECT}/", "") for mutant, seen in results.items() if not seen)
+    unnoticed = sorted(shown(mutant) for mutant, seen in results.items() if not seen)
     return "\n".join(["| mistake | noticed |", "|---|---|", *rows, total, "", "Not noticed:", *unnoticed])
 
 
