@@ -1,8 +1,8 @@
 """Break the code in random small ways, one at a time, and count which mistakes the tests notice.
 
-Works on a copy of the project. Tests run once to note which of them run which line; then, for each mistake, those that
-run its line (those in the folder that mirrors the file's, where none is known to) run until one fails. A mistake that makes a test hang
-counts as noticed. Some that are left are no mistakes: other code that does the same.
+Works on copies of the project. Tests run once to note which of them run which line; then, for each mistake, those that
+run its line (where none is known to, those in the folder that mirrors the file's) run until one fails. A mistake that
+makes a test hang counts as noticed. Some that are left are no mistakes: other code that does the same.
 
 Exit status: 0; 1 if the tests fail without any mistake.
 """
@@ -26,7 +26,7 @@ from benchmarks.mutation.mutants import Mutant, mutants_of
 
 PROJECT = Path(__file__).parents[2]
 PACKAGES = ("data_prep", "model_surgery", "eval", "slurm", "pipeline", "foundation")
-_MOST_TESTS = 40
+_MOST_TESTS = 20
 """Tests that run for one mistake: a line that hundreds of tests run is noticed by the first ones or not at all."""
 _LEFT_OUT = shutil.ignore_patterns(".venv", ".git", "build")
 _NO_TESTS = 5
@@ -53,16 +53,12 @@ def main() -> int:
                 return 1
         coverage = CoverageMap(data)
         results: dict[Mutant, bool] = {}
-        with (
-            ThreadPoolExecutor(arguments.jobs) as pool,
-            tqdm(total=len(drawn), unit="mistake", disable=None) as progress,
-        ):
+        with ThreadPoolExecutor(arguments.jobs) as pool:
             started = {pool.submit(try_one, mutant, copies, coverage, arguments): mutant for mutant in drawn}
-            for future in as_completed(started):
+            for future in tqdm(as_completed(started), total=len(drawn), unit="mistake", disable=None):
                 mutant = started[future]
                 results[mutant] = future.result()
                 tqdm.write(f"{len(results):3} {'noticed' if results[mutant] else 'NOT NOTICED'}: {shown(mutant)}")
-                progress.update()
     print(table(results))
     return 0
 

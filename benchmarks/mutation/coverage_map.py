@@ -34,10 +34,11 @@ class CoverageMap:
         self._data.read()
 
     def tests_of(self, path: Path, line: int) -> list[str]:
-        """Node ids of the tests that ran a line of a file (relative to the project), the shortest id first.
+        """Node ids of the tests that ran a line of a file (relative to the project): the nearest to it, the shortest.
 
         Lines that run at import, or in a fixture alone, belong to no test.
         """
         contexts = self._data.contexts_by_lineno(str(path)).get(line, [])
         tests = {context.partition("|")[0] for context in contexts if context}
-        return sorted(tests, key=lambda test: (len(test), test))
+        near = [f"{'/'.join(('tests', *path.parts[:depth]))}/" for depth in range(1, len(path.parts))]
+        return sorted(tests, key=lambda test: (-sum(map(test.startswith, near)), len(test), test))
