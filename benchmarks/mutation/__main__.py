@@ -84,7 +84,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=100, help="mistakes to make (100)")
     parser.add_argument("--jobs", type=int, default=1, help="mistakes tried at once, each in a copy of its own (1)")
     parser.add_argument("--seed", type=int, default=0, help="which ones (0)")
-    parser.add_argument("--tests", default="not slow", help="pytest's mark expression of the tests that run (not slow)")
+    parser.add_argument(
+        "--tests", default="not slow and not long", help="pytest's mark expression of the tests that run"
+    )
     parser.add_argument("--timeout", type=int, default=300, help="seconds after which tests count as hanging (300)")
     parser.add_argument("--coverage", type=Path, help="file in which the tests' lines are kept for the next call")
     return parser.parse_args()
