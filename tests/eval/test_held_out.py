@@ -5,8 +5,9 @@ import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
+from eval.config import EvaluationConfig
 from eval.errors import EvaluationError
-from eval.held_out import count_tokens, open_prefixes, read_tokens
+from eval.held_out import check_held_out, count_tokens, open_prefixes, read_tokens
 
 
 @pytest.fixture
@@ -50,3 +51,11 @@ def test_truncated_tokens_are_refused(prefixes: tuple[Path, ...]) -> None:
     Path(f"{prefixes[0]}.bin").write_bytes(b"\0\0")
     with pytest.raises(EvaluationError, match=r"a\.bin has 2 bytes, its index wants 8; write it again"):
         open_prefixes(prefixes)
+
+
+def test_a_row_needs_one_token_more_than_its_length() -> None:
+    """The last token of a row is a label alone."""
+    config = EvaluationConfig(variants=("rope",), context_factors=(1, 4))
+    check_held_out(config, context=64, available=257)
+    with pytest.raises(EvaluationError, match=r"256 tokens, but one row at 4x the context of 64 takes 257; prepare"):
+        check_held_out(config, context=64, available=256)

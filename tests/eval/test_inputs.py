@@ -152,7 +152,9 @@ def test_every_export_is_accepted(norms: str, export_format: str, models: Models
     require_no_rope(folders["none"], read_config(folders["none"]))
     require_rope(folders["rope"], read_config(folders["rope"]))
     with pytest.raises(
-        EvaluationError, match=r"the RoPE variants start from a llama, qwen2 or qwen3|attention_type '\w+' has no RoPE"
+        EvaluationError,
+        match=r"/none: (\w+ with rope_type '\w+'; the RoPE variants start from a llama, qwen2 or qwen3"
+        r"|attention_type '\w+' has no RoPE)",
     ):
         require_rope(folders["none"], read_config(folders["none"]))
     tokens = torch.arange(10, 74)[None]

@@ -32,8 +32,8 @@ def config(tiny_model: Path) -> dict[str, object]:
         ({"num_key_value_heads": 3}, "4 query heads cannot be grouped over 3 KV heads"),
         ({"num_attention_heads": "many"}, "num_attention_heads = 'many'"),
         ({"num_attention_heads": 0, "head_dim": None}, "num_attention_heads = 0"),
-        ({"num_hidden_layers": "two"}, "layers = 'two'"),
-        ({"intermediate_size": -64}, "ffn = -64"),
+        ({"num_hidden_layers": "two"}, "layers = 'two': Input should be a valid integer"),
+        ({"intermediate_size": -64}, "ffn = -64: Input should be greater than 0"),
         ({"rms_norm_eps": 0}, "norm_eps = 0"),
     ],
 )

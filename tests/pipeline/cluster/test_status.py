@@ -190,6 +190,8 @@ def test_a_log_is_followed_until_it_is_over(tmp_path: Path) -> None:
 
 
 def test_logs_that_are_not_there_are_refused_with_those_that_are(run: JobsFolder) -> None:
+    with pytest.raises(RecipeError, match=r"tiny: no job of this run was submitted \(drope submit"):
+        log_of(run.run, "data", None, None)
     job = submitted(run, "data", 10, (0, 1, 2))
     job.log_file(1).write_text("task 1")
     with pytest.raises(RecipeError, match=r"data.10_2.log: no such log; there are data.10_1.log"):

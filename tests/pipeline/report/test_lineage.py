@@ -56,6 +56,8 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize(("count", "text"), [(999, "999 B"), (12_340_000, "12.3 MB"), (2.5e12, "2.5 TB")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(999, "999 B"), (1000, "1.0 kB"), (12_340_000, "12.3 MB"), (2.5e12, "2.5 TB")]
+)
 def test_size(count: float, text: str) -> None:
     assert size(count) == text

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from model_surgery.errors import SurgeryError
+from model_surgery.shape import read_shape
 from pipeline.errors import RecipeError
 from pipeline.recipe.recipe import load_recipe
-from pipeline.tools.plan import make_plan
+from pipeline.tools.plan import disk_bytes, make_plan
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 
@@ -53,6 +55,16 @@ def test_the_plan_says_what_is_computed_in_fp8_and_why() -> None:
         make_plan(load_recipe(Path("recipes/smollm-360m.yaml"), of_64))
     filled = load_recipe(Path("recipes/smollm-360m.yaml"), (*of_64, "recalibration.fp8.pad_head_dim=true"))
     assert make_plan(filled).layers.fp8_attention
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2), ("float16", 2)])
+def test_an_export_takes_the_disk_of_its_weights(
+    dtype: str, size: int, write_recipe: Callable[..., Path], tiny_model: Path
+) -> None:
+    """In bytes; the tiny model is untied, so its parameters are those of its file."""
+    recipe = load_recipe(write_recipe(export={"dtype": dtype}))
+    values = sum(tensor.numel() for tensor in load_file(tiny_model / "model.safetensors").values())
+    assert disk_bytes(recipe, read_shape(tiny_model), 4096)["export"] == values * size
 
 
 def test_the_plan_says_how_often_the_data_are_read() -> None:
