@@ -83,7 +83,7 @@ def test_a_path_that_cannot_be_is_one_line(drope: Callable, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("family", "norms", "position_embedding", "wanted", "architecture"),
+    ("family", "norms", "position_embedding", "expected", "architecture"),
     [
         ("llama", "none", "none", "auto", "SmolLM3ForCausalLM"),
         ("llama", "none", "none", "identity_rope", "LlamaForCausalLM"),
