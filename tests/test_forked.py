@@ -8,7 +8,8 @@ from tests.forked import Starter
 
 
 @pytest.fixture
-def forking() -> Starter:
+def forking(monkeypatch: pytest.MonkeyPatch) -> Starter:
+    monkeypatch.setattr("tests.forked._has_gpu", lambda: False)
     return Starter()
 
 

@@ -43,11 +43,10 @@ def main() -> int:
         copies: queue.Queue[Path] = queue.Queue()
         for number in range(arguments.jobs):
             copies.put(copy_project(Path(folder) / str(number)))
-        copy = copies.queue[0]
         data = arguments.coverage or Path(folder) / "coverage"
         if not data.is_file():
             try:
-                record(copy, PACKAGES, arguments.tests, data)
+                record(copies.queue[0], PACKAGES, arguments.tests, data)
             except subprocess.CalledProcessError:
                 print("the tests fail as they are; nothing was broken", file=sys.stderr)
                 return 1

@@ -60,15 +60,15 @@ class ClusterRun:
     def wait(self, stage: str, *states: str, seconds: float = SECONDS) -> dict[str, Any]:
         """Until the stage is in one of these states."""
         end = time.monotonic() + seconds
-        while (outcome := self.state(stage)) not in states:
-            settled = outcome in ("complete", "failed", "cancelled", "lost")
+        while (state := self.state(stage)) not in states:
+            settled = state in ("complete", "failed", "cancelled", "lost")
             assert not settled and time.monotonic() < end, self.drope_status()
             time.sleep(1)
         return self.status()[stage]
 
     def state(self, stage: str) -> str:
         """As the command says it, without the cost of starting one."""
-        return next(outcome.state for outcome in status_of(self.path).stages if outcome.stage == stage)
+        return next(status.state for status in status_of(self.path).stages if status.stage == stage)
 
     def wait_for_step(self, step: int, seconds: float = SECONDS) -> None:
         """Until the training has done this step."""

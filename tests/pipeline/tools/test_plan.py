@@ -46,8 +46,8 @@ def test_the_plan_says_what_auto_is_and_for_which_machine() -> None:
 def test_the_plan_says_what_is_computed_in_fp8_and_why() -> None:
     recipe = load_recipe(Path("recipes/llama2-7b.yaml"), ("recalibration.precision=fp8",))
     plan = make_plan(recipe)
-    outcome = plan.layers
-    assert (outcome.layers, outcome.fp8_attention, outcome.fp8_linear) == ("transformer_engine", True, False)
+    layers = plan.layers
+    assert (layers.layers, layers.fp8_attention, layers.fp8_linear) == ("transformer_engine", True, False)
     assert "attention in FP8 (heads of 128 on Hopper (assumed" in plan.as_text()
     assert plan.as_dict()["layers"]["fp8_attention"] is True
     of_64 = ("recalibration.precision=fp8", "recalibration.fp8.attention=on")
